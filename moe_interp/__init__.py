@@ -1,0 +1,71 @@
+"""Exact, loud, honest interpretability of Mixture-of-Experts language models.
+
+    >>> import moe_interp as mi
+    >>> model = mi.load_model("organism:topic")
+    >>> prompts = mi.load_prompts("organism", per_topic=4)
+    >>> record = mi.record_routing(model, prompts)
+
+The public names load on first use, so that importing the package stays cheap.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+# Public name -> the module that defines it. One line a name: this table is the public list.
+_PUBLIC = {
+    "MoEInterpError": "errors",
+    "Expert": "experts",
+    "ExpertSet": "experts",
+    "Prompt": "prompts",
+    "PromptSet": "prompts",
+    "load_prompts": "prompts",
+    "MoEModel": "models",
+    "MoELayer": "models",
+    "load_model": "models",
+    "RefusalLogOdds": "metrics",
+    "RefusalRate": "metrics",
+    "RoutingRecord": "capture",
+    "record_routing": "capture",
+    "open_record": "capture",
+    "Intervention": "interventions",
+    "Ban": "interventions",
+    "Zero": "interventions",
+    "run": "interventions",
+    "measure_effect": "interventions",
+    "Scores": "scores",
+    "selection_frequency": "scores",
+    "risk_difference": "scores",
+    "attribution": "scores",
+    "ablation_effect": "scores",
+    "select_experts": "scores",
+    "greedy_ablation": "scores",
+    "matched_null": "scores",
+    "RoutingProfile": "stats",
+    "routing_shares": "stats",
+    "harm_test": "stats",
+    "expert_tests": "stats",
+    "negligible": "stats",
+    "random_router_baseline": "stats",
+    "verdict": "stats",
+    "paired_permutation_test": "stats",
+    "show_tokens": "viz",
+    "plot_experts": "viz",
+    "plot_decomposition": "viz",
+    "write_report": "viz",
+    "audit": "audit",
+}
+
+__all__ = [*_PUBLIC, "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'moe_interp' has no attribute {name!r}")
+    value = getattr(import_module(f"moe_interp.{_PUBLIC[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,41 @@
+"""The errors a caller may want to catch; every message says what was given, needed, and to do."""
+
+
+class MoEInterpError(Exception):
+    """Base of every error that moe_interp raises on purpose beyond Python's own kinds."""
+
+
+class NotMoEError(MoEInterpError, ValueError):
+    """The model has no layer with routed experts."""
+
+
+class UnsupportedArchitectureError(MoEInterpError, ValueError):
+    """The model routes to experts in a way that is not known to be read exactly."""
+
+
+class UnsupportedVersionError(MoEInterpError, ImportError):
+    """The installed nnsight or transformers lies outside the range that was tested."""
+
+
+class RoutingMismatchError(MoEInterpError, RuntimeError):
+    """What was read from a layer does not rebuild what the layer computed."""
+
+
+class PromptError(MoEInterpError, ValueError):
+    """A prompt, a prompt file or a prompt set cannot be used as given."""
+
+
+class SpanError(MoEInterpError, ValueError):
+    """The tokens of a span cannot be located in a prompt."""
+
+
+class DesignError(MoEInterpError, ValueError):
+    """The prompts' design cannot answer the question asked of it."""
+
+
+class ResultExistsError(MoEInterpError, FileExistsError):
+    """The place to write to already holds a result."""
+
+
+class ResultError(MoEInterpError, ValueError):
+    """A stored record or result cannot be read as one."""
