@@ -37,8 +37,3 @@ def test_equal_sets_hash_alike_and_the_empty_text_is_the_empty_set():
 
 def test_by_layer_groups_the_ids():
     assert ExpertSet.parse("L3E8,L3E9,L1E0").by_layer() == {1: (0,), 3: (8, 9)}
-
-
-def test_something_else_is_refused():
-    with pytest.raises(TypeError, match=r"An expert is an Expert, a \(layer, expert\) pair or a"):
-        ExpertSet([3.5])
