@@ -53,7 +53,8 @@ _PUBLIC = {
     "plot_experts": "viz",
     "plot_decomposition": "viz",
     "write_report": "viz",
-    "audit": "audit",
+    "AuditResult": "audit",
+    "run_audit": "audit",
 }
 
 __all__ = [*_PUBLIC, "__version__"]

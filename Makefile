@@ -1,0 +1,48 @@
+# Two commands do everything: `make demo` and `make test`. Both work on a clean clone.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The tiny models here are slower on many threads than on few.
+export OMP_NUM_THREADS ?= 2
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: demo test lint check browser clean
+
+demo: $(VENV)/.installed
+	$(BIN)/moe-interp audit --model organism:topic --prompts organism --out out/demo --force
+
+test: lint check
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+check: $(VENV)/.dev browser
+	$(BIN)/pytest
+	$(BIN)/pytest -o addopts="--strict-markers" tests/unchecked
+
+# The report is tested in a real browser. Debian's package is installed where that is allowed.
+browser:
+	@command -v chromium >/dev/null || { \
+	  echo "chromium is missing: installing Debian's package"; \
+	  apt-get update -qq && apt-get install -y -qq chromium fonts-dejavu-core; } || \
+	  echo "no chromium: the browser tests will be skipped, or fail where CI is set"
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "moe_interp needs Python 3.11 or newer; set PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev
+	@touch $@
+
+clean:
+	rm -rf out dist build .pytest_cache .ruff_cache .import_linter_cache
