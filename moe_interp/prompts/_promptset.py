@@ -1,0 +1,330 @@
+"""Prompts with the design they were written for: topic, harm, pair and wording."""
+
+import hashlib
+import json
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+from jaxtyping import Bool
+from numpy import ndarray
+
+from moe_interp.errors import PromptError
+from moe_interp.prompts._split import exchange_units, split_units
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt and its place in the design.
+
+    Attributes:
+        text: What the user says; the chat template is applied later, by the tokenizer.
+        topic: What the prompt is about, whether harmful or not.
+        harm: Whether it asks for something harmful; None if that is unknown.
+        pair: Shared by the harmful and the harmless member of a matched pair.
+        wording: Shared by prompts that were built from the same phrase. Such prompts are not
+            independent, so that statistics must exchange them together.
+        id: The prompt's own name, unique in its set.
+
+    Example:
+        >>> Prompt("How do I bake bread?", topic="cooking", harm=False).topic
+        'cooking'
+    """
+
+    text: str
+    topic: str | None = None
+    harm: bool | None = None
+    pair: str | None = None
+    wording: str | None = None
+    id: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.text.strip():
+            raise PromptError("A prompt's `text` is empty; give the words the user says.")
+
+
+class PromptSet(Sequence[Prompt]):
+    """An immutable, ordered set of prompts whose design is known to be sound.
+
+    Every prompt has an id (those without one get ``p0000``, ``p0001``, …), and a pair has at most
+    one harmful and one harmless member, of one topic.
+
+    Args:
+        prompts: The prompts, in the order in which results list them.
+        source: Where they come from, for summaries and reports.
+
+    Raises:
+        PromptError: If there is no prompt, an id is taken twice, or a pair is not a pair.
+
+    Example:
+        >>> prompts = PromptSet([
+        ...     Prompt("Bake me a cake.", topic="food", harm=False, pair="a"),
+        ...     Prompt("Poison me a cake.", topic="food", harm=True, pair="a"),
+        ... ])
+        >>> prompts.n_pairs, prompts.harm.tolist(), prompts.ids
+        (1, [False, True], ('p0000', 'p0001'))
+    """
+
+    def __init__(self, prompts: Iterable[Prompt], *, source: str = "prompts") -> None:
+        self._prompts = _with_ids(tuple(prompts))
+        self._source = source
+        if not self._prompts:
+            raise PromptError(f"The prompt set from {source!r} is empty; give at least one prompt.")
+        _check_pairs(self._prompts)
+
+    @property
+    def source(self) -> str:
+        """Where the prompts come from."""
+        return self._source
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The text of each prompt."""
+        return tuple(prompt.text for prompt in self._prompts)
+
+    @property
+    def topics(self) -> tuple[str | None, ...]:
+        """The topic of each prompt."""
+        return tuple(prompt.topic for prompt in self._prompts)
+
+    @property
+    def harm(self) -> Bool[ndarray, " prompt"]:
+        """Whether each prompt is harmful.
+
+        Raises:
+            PromptError: If that is unknown for some prompt.
+        """
+        unknown = [prompt.id for prompt in self._prompts if prompt.harm is None]
+        if unknown:
+            raise PromptError(
+                f"{len(unknown)} of {len(self)} prompts do not say whether they are harmful: "
+                f"{listed(unknown)}. Give each its `harm`, or leave them out with `select`."
+            )
+        return np.array([prompt.harm for prompt in self._prompts], dtype=bool)
+
+    @property
+    def has_harm(self) -> bool:
+        """Whether every prompt says if it is harmful."""
+        return all(prompt.harm is not None for prompt in self._prompts)
+
+    @property
+    def pairs(self) -> tuple[str | None, ...]:
+        """The pair of each prompt."""
+        return tuple(prompt.pair for prompt in self._prompts)
+
+    @property
+    def wordings(self) -> tuple[str | None, ...]:
+        """The shared wording of each prompt."""
+        return tuple(prompt.wording for prompt in self._prompts)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The id of each prompt."""
+        return tuple(str(prompt.id) for prompt in self._prompts)
+
+    @property
+    def n_pairs(self) -> int:
+        """How many pairs have both members."""
+        return sum(size == 2 for size in self._pair_sizes().values())
+
+    @property
+    def unpaired(self) -> tuple[str, ...]:
+        """The ids of the prompts without a partner in this set."""
+        sizes = self._pair_sizes()
+        return tuple(str(p.id) for p in self._prompts if p.pair is None or sizes[p.pair] < 2)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the prompts and their design, in order; the source does not enter."""
+        lines = (json.dumps(asdict(prompt), sort_keys=True) for prompt in self._prompts)
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def select(self, chosen: "ndarray | Iterable[int] | Iterable[bool]") -> "PromptSet":
+        """Keep some of the prompts.
+
+        Args:
+            chosen: One boolean for each prompt, or the positions of those to keep, in order.
+
+        Returns:
+            The set of them; their ids stay.
+
+        Raises:
+            PromptError: If none is kept.
+            ValueError: If a mask has another length than the set.
+            IndexError: If a position is out of range.
+        """
+        index = np.asarray(chosen if isinstance(chosen, ndarray) else list(chosen))
+        if index.dtype == bool:
+            if index.shape != (len(self),):
+                raise ValueError(
+                    f"A mask for `select` needs one value for each of the {len(self)} prompts, "
+                    f"got shape {index.shape}."
+                )
+            index = np.flatnonzero(index)
+        return PromptSet((self._prompts[int(i)] for i in index), source=self._source)
+
+    def split(
+        self, *, rng: np.random.Generator, fraction: float = 0.5, by: str = "auto"
+    ) -> "tuple[PromptSet, PromptSet]":
+        """Split at random into two sets that share no exchange unit.
+
+        A unit is a wording where wordings repeat, else a pair, else a prompt. Pairs are kept whole
+        in any case, unless `by` is ``"prompt"``. Each topic is divided in the same proportion.
+
+        Args:
+            rng: Source of randomness.
+            fraction: Part of the units that go to the first set, in (0, 1).
+            by: ``"auto"``, ``"wording"``, ``"pair"`` or ``"prompt"``.
+
+        Returns:
+            The two sets; prompts keep their order.
+
+        Raises:
+            PromptError: If all prompts hang together in one unit.
+            ValueError: If `fraction` or `by` has another value.
+        """
+        units = exchange_units(self.wordings, self.pairs, by=by)
+        first = split_units(units, self.topics, fraction=fraction, rng=rng)
+        return self.select(first), self.select(~first)
+
+    def balanced(self) -> "PromptSet":
+        """Leave out, with a warning, every topic that has only one harm level.
+
+        Such a topic cannot tell harm from topic.
+
+        Returns:
+            The prompts of the other topics.
+
+        Raises:
+            PromptError: If no topic has both levels, or a prompt's harm is unknown.
+        """
+        harm = self.harm
+        levels: dict[str | None, set[bool]] = {}
+        for topic, harmful in zip(self.topics, harm.tolist(), strict=True):
+            levels.setdefault(topic, set()).add(harmful)
+        single = [topic for topic, found in levels.items() if len(found) < 2]
+        if not single:
+            return self
+        if len(single) == len(levels):
+            raise PromptError(
+                f"No topic of {self._source!r} has both harmful and harmless prompts, so harm "
+                "cannot be told from topic. Add the missing level to at least one topic."
+            )
+        keep = np.array([topic not in single for topic in self.topics])
+        warnings.warn(
+            f"{int((~keep).sum())} of {len(self)} prompts were left out: their topics have only "
+            f"one harm level: {listed(single)}.",
+            stacklevel=2,
+        )
+        return self.select(keep)
+
+    def to_frame(self) -> "DataFrame":
+        """The prompts as a table, one row each."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(prompt) for prompt in self._prompts])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The set as JSON-safe values."""
+        return {
+            "source": self._source,
+            "digest": self.digest,
+            "prompts": [asdict(prompt) for prompt in self._prompts],
+        }
+
+    def summary(self) -> str:
+        """One line that says what the set holds."""
+        levels = Counter(prompt.harm for prompt in self._prompts)
+        topics = {topic for topic in self.topics if topic is not None}
+        wordings = {wording for wording in self.wordings if wording is not None}
+        parts = [f"{levels[True]} harmful", f"{levels[False]} harmless"]
+        if levels[None]:
+            parts.append(f"{levels[None]} of unknown harm")
+        parts += [f"{len(topics)} topics", f"{self.n_pairs} pairs"]
+        if wordings:
+            parts.append(f"{len(wordings)} wordings")
+        return f"{len(self)} prompts from {self._source}: {', '.join(parts)}"
+
+    def _pair_sizes(self) -> Counter:
+        return Counter(prompt.pair for prompt in self._prompts if prompt.pair is not None)
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def __iter__(self) -> Iterator[Prompt]:
+        return iter(self._prompts)
+
+    @overload
+    def __getitem__(self, index: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, index: slice) -> "PromptSet": ...
+    def __getitem__(self, index: int | slice) -> "Prompt | PromptSet":
+        if isinstance(index, slice):
+            return PromptSet(self._prompts[index], source=self._source)
+        return self._prompts[index]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PromptSet) and self._prompts == other._prompts
+
+    def __hash__(self) -> int:
+        return hash(self._prompts)
+
+    def __repr__(self) -> str:
+        return f"<PromptSet: {self.summary()}>"
+
+
+def listed(names: Iterable[object], *, shown: int = 5) -> str:
+    """The first few names, quoted, for a message.
+
+    Args:
+        names: What to list.
+        shown: How many at most.
+
+    Returns:
+        For example ``'a', 'b' and 3 more``.
+    """
+    names = list(names)
+    text = ", ".join(map(repr, names[:shown]))
+    return text if len(names) <= shown else f"{text} and {len(names) - shown} more"
+
+
+def _with_ids(prompts: tuple[Prompt, ...]) -> tuple[Prompt, ...]:
+    """Name the nameless by their position, and refuse a name taken twice."""
+    given = Counter(prompt.id for prompt in prompts if prompt.id is not None)
+    twice = [name for name, count in given.items() if count > 1]
+    if twice:
+        raise PromptError(f"Prompt ids must be unique, but these occur twice: {listed(twice)}.")
+    free = (f"p{n:04d}" for n in range(2 * len(prompts)) if f"p{n:04d}" not in given)
+    return tuple(p if p.id is not None else replace(p, id=next(free)) for p in prompts)
+
+
+def _check_pairs(prompts: tuple[Prompt, ...]) -> None:
+    members: dict[tuple[str, bool], Prompt] = {}
+    for prompt in prompts:
+        if prompt.pair is None:
+            continue
+        if prompt.harm is None:
+            raise PromptError(
+                f"Prompt {prompt.id!r} belongs to pair {prompt.pair!r} but does not say whether it "
+                "is harmful. A pair is one harmful and one harmless prompt: give its `harm`."
+            )
+        same = members.get((prompt.pair, prompt.harm))
+        if same is not None:
+            level = "harmful" if prompt.harm else "harmless"
+            raise PromptError(
+                f"Pair {prompt.pair!r} has two {level} prompts, {same.id!r} and {prompt.id!r}. "
+                "A pair is one harmful and one harmless prompt: give each pair its own name."
+            )
+        other = members.get((prompt.pair, not prompt.harm))
+        if other is not None and other.topic != prompt.topic:
+            raise PromptError(
+                f"Pair {prompt.pair!r} joins topic {other.topic!r} ({other.id!r}) with topic "
+                f"{prompt.topic!r} ({prompt.id!r}). Both members of a pair share their topic."
+            )
+        members[prompt.pair, prompt.harm] = prompt
