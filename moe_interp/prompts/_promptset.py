@@ -5,7 +5,8 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -13,40 +14,12 @@ from jaxtyping import Bool
 from numpy import ndarray
 
 from moe_interp.errors import PromptError
+from moe_interp.prompts._files import write_csv, write_jsonl
+from moe_interp.prompts._prompt import Prompt, check_design, listed, with_ids
 from moe_interp.prompts._split import exchange_units, split_units
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One prompt and its place in the design.
-
-    Attributes:
-        text: What the user says; the chat template is applied later, by the tokenizer.
-        topic: What the prompt is about, whether harmful or not.
-        harm: Whether it asks for something harmful; None if that is unknown.
-        pair: Shared by the harmful and the harmless member of a matched pair.
-        wording: Shared by prompts that were built from the same phrase. Such prompts are not
-            independent, so that statistics must exchange them together.
-        id: The prompt's own name, unique in its set.
-
-    Example:
-        >>> Prompt("How do I bake bread?", topic="cooking", harm=False).topic
-        'cooking'
-    """
-
-    text: str
-    topic: str | None = None
-    harm: bool | None = None
-    pair: str | None = None
-    wording: str | None = None
-    id: str | None = None
-
-    def __post_init__(self) -> None:
-        if not self.text.strip():
-            raise PromptError("A prompt's `text` is empty; give the words the user says.")
 
 
 class PromptSet(Sequence[Prompt]):
@@ -72,11 +45,11 @@ class PromptSet(Sequence[Prompt]):
     """
 
     def __init__(self, prompts: Iterable[Prompt], *, source: str = "prompts") -> None:
-        self._prompts = _with_ids(tuple(prompts))
+        self._prompts = with_ids(tuple(prompts))
         self._source = source
         if not self._prompts:
             raise PromptError(f"The prompt set from {source!r} is empty; give at least one prompt.")
-        _check_pairs(self._prompts)
+        check_design(self._prompts, [f"prompt {prompt.id!r}" for prompt in self._prompts])
 
     @property
     def source(self) -> str:
@@ -224,6 +197,30 @@ class PromptSet(Sequence[Prompt]):
         )
         return self.select(keep)
 
+    def to_jsonl(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write the prompts as JSON, one object a line, as `load_prompts` reads them.
+
+        Args:
+            path: The file to write.
+            overwrite: Whether to write over a file that exists.
+
+        Raises:
+            ResultExistsError: If the file exists and `overwrite` is not given.
+        """
+        write_jsonl(Path(path), map(asdict, self._prompts), overwrite=overwrite)
+
+    def to_csv(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write the prompts as a table, as `load_prompts` reads it.
+
+        Args:
+            path: The file to write.
+            overwrite: Whether to write over a file that exists.
+
+        Raises:
+            ResultExistsError: If the file exists and `overwrite` is not given.
+        """
+        write_csv(Path(path), map(asdict, self._prompts), overwrite=overwrite)
+
     def to_frame(self) -> "DataFrame":
         """The prompts as a table, one row each."""
         import pandas as pd
@@ -277,54 +274,3 @@ class PromptSet(Sequence[Prompt]):
 
     def __repr__(self) -> str:
         return f"<PromptSet: {self.summary()}>"
-
-
-def listed(names: Iterable[object], *, shown: int = 5) -> str:
-    """The first few names, quoted, for a message.
-
-    Args:
-        names: What to list.
-        shown: How many at most.
-
-    Returns:
-        For example ``'a', 'b' and 3 more``.
-    """
-    names = list(names)
-    text = ", ".join(map(repr, names[:shown]))
-    return text if len(names) <= shown else f"{text} and {len(names) - shown} more"
-
-
-def _with_ids(prompts: tuple[Prompt, ...]) -> tuple[Prompt, ...]:
-    """Name the nameless by their position, and refuse a name taken twice."""
-    given = Counter(prompt.id for prompt in prompts if prompt.id is not None)
-    twice = [name for name, count in given.items() if count > 1]
-    if twice:
-        raise PromptError(f"Prompt ids must be unique, but these occur twice: {listed(twice)}.")
-    free = (f"p{n:04d}" for n in range(2 * len(prompts)) if f"p{n:04d}" not in given)
-    return tuple(p if p.id is not None else replace(p, id=next(free)) for p in prompts)
-
-
-def _check_pairs(prompts: tuple[Prompt, ...]) -> None:
-    members: dict[tuple[str, bool], Prompt] = {}
-    for prompt in prompts:
-        if prompt.pair is None:
-            continue
-        if prompt.harm is None:
-            raise PromptError(
-                f"Prompt {prompt.id!r} belongs to pair {prompt.pair!r} but does not say whether it "
-                "is harmful. A pair is one harmful and one harmless prompt: give its `harm`."
-            )
-        same = members.get((prompt.pair, prompt.harm))
-        if same is not None:
-            level = "harmful" if prompt.harm else "harmless"
-            raise PromptError(
-                f"Pair {prompt.pair!r} has two {level} prompts, {same.id!r} and {prompt.id!r}. "
-                "A pair is one harmful and one harmless prompt: give each pair its own name."
-            )
-        other = members.get((prompt.pair, not prompt.harm))
-        if other is not None and other.topic != prompt.topic:
-            raise PromptError(
-                f"Pair {prompt.pair!r} joins topic {other.topic!r} ({other.id!r}) with topic "
-                f"{prompt.topic!r} ({prompt.id!r}). Both members of a pair share their topic."
-            )
-        members[prompt.pair, prompt.harm] = prompt
