@@ -1,0 +1,34 @@
+"""ACCESS: load a MoE model, read and edit its routers and experts inside a trace."""
+
+from moe_interp.models._load import load_model
+from moe_interp.models._model import Architecture, MoELayers, MoEModel
+from moe_interp.models._registry import SUPPORTED
+from moe_interp.models._sites import Site, find_sites
+from moe_interp.models._traced import (
+    MoELayer,
+    ban_experts,
+    choose,
+    read,
+    read_layers,
+    scale_weights,
+    set_routing,
+)
+from moe_interp.models._versions import check_versions
+
+__all__ = [
+    "SUPPORTED",
+    "Architecture",
+    "MoELayer",
+    "MoELayers",
+    "MoEModel",
+    "Site",
+    "ban_experts",
+    "check_versions",
+    "choose",
+    "find_sites",
+    "load_model",
+    "read",
+    "read_layers",
+    "scale_weights",
+    "set_routing",
+]
