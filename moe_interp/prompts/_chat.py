@@ -76,9 +76,9 @@ def render(
     pieces = apply(_SENTINEL).split(_SENTINEL)
     if len(pieces) != 2:
         raise SpanError(
-            f"The chat template of {type(tokenizer).__name__} shows the user's words "
-            f"{len(pieces) - 1} times, so the span 'user' has no single place. "
-            "Use the spans 'prompt' or 'last'."
+            f"The chat template of {type(tokenizer).__name__} changes the user's words or shows "
+            f"them more than once (a test word came back {len(pieces) - 1} times), so the span "
+            "'user' has no single place. Use the spans 'prompt' or 'last'."
         )
     before, after = pieces
     spans = tuple(_locate(*pair, before, after) for pair in zip(texts, rendered, strict=True))

@@ -55,13 +55,14 @@ class TokenizedPrompts:
 
     Attributes:
         token_ids: The token ids of each prompt.
-        spans: By name, whether each token of each prompt lies in the span.
+        spans: By name, whether each token of each prompt lies in the span; as many values as the
+            prompt has tokens.
         token_text: The text of each token.
         pad_id: The id that padding is filled with.
     """
 
     token_ids: tuple[tuple[int, ...], ...]
-    spans: Mapping[str, tuple[Bool[ndarray, " pos"], ...]]
+    spans: Mapping[str, tuple[Bool[ndarray, " _"], ...]]
     token_text: tuple[tuple[str, ...], ...]
     pad_id: int
 
@@ -167,7 +168,7 @@ def tokenize(
     rendered = render(tokenizer, texts, locate_user="user" in spans)
     token_ids, added = _token_ids(tokenizer, rendered)
     _check_lengths([len(ids) for ids in token_ids], names, max_length)
-    located: dict[str, tuple[Bool[ndarray, " pos"], ...]] = {}
+    located: dict[str, tuple[Bool[ndarray, " _"], ...]] = {}
     for span in spans:
         if span == "prompt":
             located[span] = tuple(np.ones(len(ids), dtype=bool) for ids in token_ids)
@@ -233,7 +234,7 @@ def _user_tokens(
     rendered: Rendered,
     token_ids: Sequence[tuple[int, ...]],
     added: Sequence[tuple[bool, ...]],
-) -> tuple[Bool[ndarray, " pos"], ...]:
+) -> tuple[Bool[ndarray, " _"], ...]:
     """The tokens that hold a character of the user's words."""
     name = type(tokenizer).__name__
     if not getattr(tokenizer, "is_fast", False):

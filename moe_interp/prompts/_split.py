@@ -90,16 +90,18 @@ def split_units(
             "All prompts hang together in one exchange unit, so they cannot be split. "
             'Split by="pair" or by="prompt" if the two parts may share wordings.'
         )
+    contents = [Counter() for _ in range(n_units)]
+    for unit, topic in zip(units, topics, strict=True):
+        contents[unit][topic] += 1
     strata: dict[Hashable, list[int]] = {}
-    for unit in range(n_units):
-        content = Counter(topics[prompt] for prompt in np.flatnonzero(units == unit))
+    for unit, content in enumerate(contents):
         strata.setdefault(frozenset(content.items()), []).append(unit)
 
     # Strata of odd size leave a remainder; handing the units out along one shuffled line, stratum
     # after stratum, keeps every stratum within one unit of its share and the total right.
     line = np.concatenate([rng.permutation(members) for members in strata.values()])
-    steps = np.floor(fraction * np.arange(1, n_units + 1) + rng.random())
-    taken = np.diff(steps, prepend=np.floor(steps[0] - fraction)) > 0
+    steps = np.floor(fraction * np.arange(n_units + 1) + rng.random())
+    taken = np.diff(steps) > 0
     if taken.all() or not taken.any():
         taken[0] = not taken[0]
     return np.isin(units, line[taken])
