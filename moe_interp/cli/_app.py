@@ -1,0 +1,52 @@
+"""The application: its commands, and how an error becomes one line and exit code 2."""
+
+import sys
+import warnings
+
+import typer
+
+from moe_interp import __version__
+from moe_interp.cli import _audit, _models, _prompts, _record, _report
+from moe_interp.cli._console import note, stop
+from moe_interp.errors import MoEInterpError
+
+app = typer.Typer(
+    name="moe-interp",
+    help="Exact, loud, honest interpretability of Mixture-of-Experts language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("audit")(_audit.audit)
+app.command("record")(_record.record)
+app.command("report")(_report.report)
+app.command("models")(_models.models)
+app.command("prompts")(_prompts.prompts)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"moe-interp {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    """Exact, loud, honest interpretability of Mixture-of-Experts language models."""
+
+
+def main() -> None:
+    """Run the command line; what the user can mend is told in one line, with exit code 2."""
+    warnings.showwarning = lambda message, *_args, **_kwargs: note(str(message))
+    try:
+        app()
+    except MoEInterpError as error:
+        sys.exit(stop(str(error)))
+    except KeyboardInterrupt:
+        sys.exit(stop("interrupted; nothing was written over.", code=130))

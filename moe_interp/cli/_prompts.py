@@ -1,0 +1,50 @@
+"""`moe-interp prompts`: look at a prompt set before anything is run on it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moe_interp.cli._console import out as console
+
+
+def prompts(
+    source: Annotated[
+        str, typer.Argument(help="A .jsonl or .csv file, or a built-in name such as 'organism'.")
+    ] = "organism",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Write the set in our own layout (.jsonl or .csv)."),
+    ] = None,
+    show: Annotated[int, typer.Option("--show", min=0, help="Print the first N prompts.")] = 6,
+) -> None:
+    """Read a prompt set, say what is in it, and write it in our own layout if asked.
+
+    Example: moe-interp prompts xstest_prompts.csv --out xstest.jsonl
+    """
+    from rich.table import Table
+
+    from moe_interp.prompts import load_prompts
+
+    chosen = load_prompts(source)
+    console.print(chosen.summary(), markup=False)
+    if show:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in ("topic", "harm", "pair", "text"):
+            table.add_column(column, overflow="fold")
+        for prompt in chosen[:show]:
+            cells = (prompt.topic, prompt.harm, prompt.pair, prompt.text)
+            table.add_row(*map(_cell, cells))
+        console.print(table, markup=False)
+    if out is not None:
+        write = chosen.to_csv if out.suffix == ".csv" else chosen.to_jsonl
+        write(out)
+        console.print(f"wrote {out}", markup=False)
+
+
+def _cell(value: str | bool | None) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "harmful" if value else "harmless"
+    return value
