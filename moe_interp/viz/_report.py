@@ -1,0 +1,198 @@
+"""One self-contained page that shows an audit: the verdict first, then everything behind it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from moe_interp.errors import ResultError
+from moe_interp.viz import _answers as answers
+from moe_interp.viz import _sections as sections
+from moe_interp.viz._page import asset, page
+from moe_interp.viz._plot_causal import plot_causal
+from moe_interp.viz._plot_decomposition import plot_decomposition
+from moe_interp.viz._plot_experts import QUANTITIES, plot_experts
+from moe_interp.viz._sample import pack_tokens
+from moe_interp.viz._tables import Recorded, finite
+from moe_interp.viz._theme import (
+    DIVERGING,
+    DIVERGING_DARK,
+    FACTORS,
+    ON_DARK,
+    SEQUENTIAL,
+    SEQUENTIAL_DARK,
+)
+from moe_interp.viz._tokens import write_page
+
+SCHEMA_VERSIONS = (1,)
+_NEEDED = ("model", "prompts", "spans", "primary_span", "verdict")
+
+# What holds for every audit; what was done in one run is in its results.
+NOTES = {
+    "Routing share": "Each prompt is described by how often its tokens chose each expert of a "
+    "layer. The variation of these profiles between prompts (Hellinger distance) is divided into "
+    "what topic explains, what harm explains, and what harm explains differently in each topic. "
+    "What chance alone would give is subtracted, so a share near 0% means nothing was found, and "
+    "may be slightly negative.",
+    "Random routers": "Even a router of random numbers separates prompts, because the hidden "
+    "states it reads already differ. The grey bands show that amount. Only what lies beyond them "
+    "is due to the router itself.",
+    "Tokens": "Every number belongs to a named set of tokens: user tokens are the user's own "
+    "text, prompt tokens include the chat template, last is the last token before the answer.",
+    "p-values": "Harm labels are exchanged between matched prompts, whole groups that share "
+    "their wording together, because tokens and reworded prompts are not independent. Adjusted "
+    "p-values hold for all experts at once.",
+    "Causal check": "Experts are chosen on one half of the prompts and taken out on the other. "
+    "The null is what the same number of random experts does, drawn from the same layers and "
+    "matched on how often they are used.",
+    "What this does not say": "That an expert is used more for harmful prompts does not make it "
+    "matter for refusing them, and the reverse. The two questions are answered separately.",
+}
+
+
+def write_report(
+    results: Mapping[str, Any],
+    record: Recorded | None,
+    path: str | Path,
+    *,
+    force: bool = False,
+    compress: bool = True,
+) -> Path:
+    """Write an audit as one HTML page that opens offline, with the verdict first.
+
+    The page carries its own scripts and data and makes no request. It shows what the results
+    hold and computes no statistic; what is missing is said to be not measured.
+
+    Args:
+        results: The content of an audit's ``results.json``.
+        record: The routing record of the audit, for the tokens; None leaves them out.
+        path: The HTML file; missing folders are made.
+        force: Replace a file that stands there.
+        compress: Pack scripts and data; without, the page is 2.5 times as large.
+
+    Returns:
+        The path that was written.
+
+    Raises:
+        ResultError: If the results lack what a report needs or have an unknown schema.
+        ResultExistsError: If there is a file already and `force` is not set.
+    """
+    _check(results)
+    path = Path(path)
+    document = page(
+        title=f"Routing audit of {results['model'].get('id')}",
+        body=_body(results, record),
+        style=_palette() + asset("report.css"),
+        script=asset("report.js"),
+        data=_data(results, record),
+        compress=compress,
+    )
+    write_page(document, path, force=force)
+    return path
+
+
+def _check(results: Mapping[str, Any]) -> None:
+    version = results.get("schema_version")
+    if version not in SCHEMA_VERSIONS:
+        known = ", ".join(map(str, SCHEMA_VERSIONS))
+        raise ResultError(
+            f"The results have schema_version {version!r}; this report knows {known}. "
+            "Run the audit again with this version of moe_interp."
+        )
+    missing = [key for key in _NEEDED if results.get(key) is None]
+    if missing:
+        raise ResultError(
+            f"The results lack {', '.join(missing)}. Pass the whole content of an audit's "
+            "results.json."
+        )
+
+
+def _body(results: Mapping[str, Any], record: Recorded | None) -> str:
+    parts = [
+        answers.verdict(results),
+        answers.causal(results),
+        sections.decomposition(results),
+        sections.expert_map(results),
+        sections.tokens(record is not None),
+        sections.top_experts(results),
+        sections.truth(results),
+        sections.prompts(results),
+        sections.method(results, NOTES),
+        sections.versions(results),
+    ]
+    return (
+        '<a class="skip" href="#verdict">Skip to the verdict</a>'
+        f'<div class="page">{answers.header(results)}<main>{"".join(parts)}</main>'
+        '<noscript><p class="note">The figures need JavaScript; all sentences and tables are '
+        "complete without it.</p></noscript></div>"
+    )
+
+
+def _palette() -> str:
+    light = "".join(f"--{name}:{look['colour']};" for name, look in FACTORS.items())
+    dark = "".join(f"--{name}:{ON_DARK[look['colour']]};" for name, look in FACTORS.items())
+    return (
+        f":root{{{light}}}@media (prefers-color-scheme: dark){{:root{{{dark}}}}}"
+        f"@media print{{:root{{{light}}}}}"
+    )
+
+
+def _data(results: Mapping[str, Any], record: Recorded | None) -> dict[str, Any]:
+    shown = [row["span"] for row in results.get("decomposition") or []]
+    causal = results.get("causal")
+    can_show_null = bool(
+        causal and causal.get("null") and finite(causal.get("observed")) is not None
+    )
+    return {
+        "causal": _plain_figure(plot_causal(causal)) if can_show_null else None,
+        "decomposition": {
+            span: _plain_figure(plot_decomposition(results, spans=[span]))
+            for span in results["spans"]
+            if span in shown
+        },
+        "map": _map(results),
+        "experts": {
+            f"L{row['layer']}E{row['expert']}": _rounded(row)
+            for row in results.get("experts") or []
+        },
+        "tokens": pack_tokens(record.dataset) if record is not None else None,
+        "n_experts": results["model"].get("n_experts"),
+        "scales": {
+            "diverging": [DIVERGING, DIVERGING_DARK],
+            "sequential": [SEQUENTIAL, SEQUENTIAL_DARK],
+        },
+        "on_dark": ON_DARK,
+    }
+
+
+def _map(results: Mapping[str, Any]) -> dict[str, Any] | None:
+    rows = results.get("experts") or []
+    truth = (results.get("truth") or {}).get("safety_experts") or []
+    figures = {}
+    for quantity in QUANTITIES:
+        column = "p_adjusted" if quantity.startswith("-log10") else quantity
+        if any(finite(row.get(column)) is not None for row in rows):
+            figures[quantity] = _plain_figure(plot_experts(results, quantity=quantity, truth=truth))
+    if not figures:
+        return None
+    first = next(iter(figures.values()))
+    traces = {}
+    for quantity, figure in figures.items():
+        heat = figure["data"][0]
+        kept = ("z", "zmin", "zmax", "hovertemplate", "colorbar")
+        scale = "diverging" if QUANTITIES[quantity][2] else "sequential"
+        traces[quantity] = {key: heat[key] for key in kept} | {"scale": scale}
+    return {"figure": first, "traces": traces}
+
+
+def _plain_figure(figure: Any) -> dict[str, Any]:  # noqa: ANN401  A plotly figure.
+    return _rounded(figure.to_plotly_json())
+
+
+def _rounded(value: Any) -> Any:  # noqa: ANN401
+    # Six significant digits are more than a figure shows, and a third of the bytes.
+    if isinstance(value, Mapping):
+        return {str(key): _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(inner) for inner in value]
+    value = finite(value)
+    return float(f"{value:.6g}") if isinstance(value, float) else value
