@@ -17,6 +17,7 @@ from transformers import (
 from moe_interp.errors import UnsupportedArchitectureError
 from moe_interp.models._model import MoEModel
 from moe_interp.models._registry import SUPPORTED
+from moe_interp.models._selfcheck import check_access
 from moe_interp.models._sites import find_sites
 from moe_interp.models._versions import check_versions
 
@@ -100,6 +101,8 @@ def _wrap(
     sites = find_sites(model)
     wrapped = TransformersModel(model, tokenizer=tokenizer, task="text-generation")
     loaded = MoEModel(wrapped, sites, source=source, card=card)
+    if check:
+        check_access(wrapped, sites, tuple(loaded.moe.values()))
     return loaded
 
 

@@ -111,19 +111,28 @@ def read_router_probs(layer: "MoELayer") -> 'Float[Tensor, "batch pos expert"]':
     return score(layer, read_router_logits(layer))
 
 
+def run_router_apart(layer: "MoELayer") -> 'Int[Tensor, "batch pos top_k"]':
+    """The experts that the router, called on its own, chooses for the input it has here."""
+    args, kwargs = layer.router.inputs
+    own_args = tuple(own_rows(arg)[0] if torch.is_tensor(arg) and arg.dim() > 1 else arg for arg in args)
+    flat = tuple(arg.flatten(0, 1) if torch.is_tensor(arg) and arg.dim() == 3 else arg for arg in own_args)
+    returned = layer.router(*flat, **kwargs)
+    integers = [value for value in returned if torch.is_tensor(value) and not value.is_floating_point()]
+    return integers[0].unflatten(0, own_args[0].shape[:2])
+
+
 # ------------------------------------------------------------------ the choice
 
 
-def choose(layer: "MoELayer", rule: "Callable") -> None:
+def choose(layer: "MoELayer", rule: "Callable") -> 'Int[Tensor, "batch pos top_k"]':
     """Let ``rule(scores, index) -> index`` correct the model's own choice of experts.
 
     Only changed slots are replaced, and their weights are made from the scores that the model
     itself chose by, so a token whose choice stands keeps its bits. One call per layer and forward:
-    the scores are gone once the choice is made.
+    the scores are gone once the choice is made. Returns the corrected index.
     """
     if layer.facts["choice"] == "sparsemixer":
-        choose_after_sparsemixer(layer, rule)
-        return
+        return choose_after_sparsemixer(layer, rule)
     if layer.facts["choice_scores"] == "logits":
         scores = own_rows(getattr(layer.router.source, layer.facts["logits"]).output)[0]
         operation = getattr(layer.router.source, layer.facts["choice"])
@@ -135,12 +144,15 @@ def choose(layer: "MoELayer", rule: "Callable") -> None:
     index, put_index = own_rows(served[1])
     new = rule(scores, index)
     if new is index:
-        return
+        return index
     values = torch.where(new != index, scores.gather(-1, new).to(values.dtype), values)
     operation.output = torch.return_types.topk((put_values(values), put_index(new)))
+    return new
 
 
-def choose_after_sparsemixer(layer: "MoELayer", rule: "Callable") -> None:
+def choose_after_sparsemixer(
+    layer: "MoELayer", rule: "Callable"
+) -> 'Int[Tensor, "batch pos top_k"]':
     """`choose` for routers that pick experts one after the other (Liu et al. 2024, SparseMixer).
 
     The weight of a pick is a softmax over the experts that are left and lie within twice the
@@ -151,7 +163,7 @@ def choose_after_sparsemixer(layer: "MoELayer", rule: "Callable") -> None:
     own_index, put_index = own_rows(index)
     new = rule(own_logits, own_index)
     if new is own_index:
-        return
+        return own_index
     changed = (new != own_index).any(-1, keepdim=True)
     order = own_logits.gather(-1, new).argsort(dim=-1, descending=True, stable=True)
     new = torch.where(changed, new.gather(-1, order), own_index)
@@ -167,6 +179,7 @@ def choose_after_sparsemixer(layer: "MoELayer", rule: "Callable") -> None:
     rebuilt = torch.cat(columns, -1).to(own_weights.dtype)
     own_weights = torch.where(changed, rebuilt, own_weights)
     layer.router.output = (logits, put_weights(own_weights), put_index(new))
+    return new
 
 
 def over_tokens(

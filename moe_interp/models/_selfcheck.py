@@ -1,0 +1,216 @@
+"""The check at load: what is read is what the model computes, and edits arrive.
+
+A release of transformers may rename an operation, change the order of a tuple or move a factor.
+Then a reading would be wrong without a sign of it. A few forwards over ten tokens turn that into
+an error that names the layer and the quantity.
+"""
+
+import nnsight
+import torch
+from jaxtyping import Float, Int
+from nnsight.modeling.transformers import TransformersModel
+from torch import Tensor
+
+from moe_interp.errors import RoutingMismatchError
+from moe_interp.models._sites import Site
+from moe_interp.models._traced import MoELayer, choose, read, run_router_apart
+
+# Largest error relative to the largest entry; the sum over experts is rounded in the model's dtype.
+TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 4e-3}
+_OTHERWISE = 1e-5
+
+
+def check_access(
+    model: TransformersModel, sites: tuple[Site, ...], layers: tuple[MoELayer, ...]
+) -> None:
+    """Prove on a few tokens that every layer is read and edited as the model computes it.
+
+    Args:
+        model: The wrapped model.
+        sites: Its MoE blocks.
+        layers: The same, as read in a trace.
+
+    Raises:
+        RoutingMismatchError: If a quantity of a layer is not what the model computes, or an edit
+            does not reach the experts.
+    """
+    check = _Check(type(model._module).__name__, TOLERANCE.get(model._module.dtype, _OTHERWISE))
+    batch = _tokens(model._module)
+    with torch.no_grad():
+        expected = model._module(**_on_device(batch, model)).logits
+        found = _read_all(model, layers, batch)
+        for site in sites:
+            check.reading(site, found[site.layer])
+        logits = _write_back(model, layers, batch)
+        check.close(sites[-1].layer, "the logits after writing back what was read", logits, expected)
+        for site, (own, edited) in zip(sites, _negate_logits(model, layers, batch), strict=True):
+            check.moved(site, own, edited)
+        for site, (asked, got) in zip(sites, _choose_others(model, layers, batch), strict=True):
+            check.arrived(site, asked, got)
+
+
+def _tokens(module: torch.nn.Module) -> dict[str, Int[Tensor, "batch pos"]]:
+    """Two rows of five tokens, spread over the vocabulary."""
+    vocabulary = int(module.config.get_text_config().vocab_size)
+    ids = (17 + 7919 * torch.arange(10)) % vocabulary
+    ids = ids.unflatten(0, (2, 5))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def _on_device(batch: dict[str, Tensor], model: TransformersModel) -> dict[str, Tensor]:
+    return {name: value.to(model.device) for name, value in batch.items()}
+
+
+def _read_all(
+    model: TransformersModel, layers: tuple[MoELayer, ...], batch: dict[str, Tensor]
+) -> dict[int, dict[str, Tensor]]:
+    """Read every quantity of every layer."""
+    names = (
+        "router_logits",
+        "expert_index",
+        "routing_weights",
+        "expert_outputs",
+        "expert_contributions",
+        "routed_output",
+        "output",
+    )
+    with model.trace(batch):
+        found = {}
+        for layer in layers:
+            wanted = (*names, "shared_output") if layer.has_shared else names
+            found[layer.layer] = read(layer, wanted)
+        found = nnsight.save(found)
+    return found
+
+
+def _write_back(
+    model: TransformersModel, layers: tuple[MoELayer, ...], batch: dict[str, Tensor]
+) -> Float[Tensor, "batch pos d_vocab"]:
+    """The model's output when each layer is assigned what was read from it."""
+    with model.trace(batch):
+        for layer in layers:
+            layer.router_logits = layer.router_logits.clone()
+            layer.routing_weights = layer.routing_weights.clone()
+        logits = nnsight.save(model.output.logits)
+    return logits
+
+
+def _negate_logits(
+    model: TransformersModel, layers: tuple[MoELayer, ...], batch: dict[str, Tensor]
+) -> list[tuple[Tensor, Tensor]]:
+    """Per layer, the experts its router would choose and those chosen on negated logits."""
+    with model.trace(batch):
+        pairs = []
+        for layer in layers:
+            own = run_router_apart(layer)
+            layer.router_logits = -layer.router_logits
+            pairs.append((own, layer.expert_index))
+        pairs = nnsight.save(pairs)
+    return pairs
+
+
+def _choose_others(
+    model: TransformersModel, layers: tuple[MoELayer, ...], batch: dict[str, Tensor]
+) -> list[tuple[Tensor, Tensor]]:
+    """Per layer, a corrected choice and the experts that ran."""
+    with model.trace(batch):
+        pairs = []
+        for layer in layers:
+            lowest = layer.facts["unselectable_score"]
+            asked = choose(layer, lambda scores, index: _next_best(scores, index, lowest))  # noqa: B023
+            pairs.append((asked, layer.expert_index))
+        pairs = nnsight.save(pairs)
+    return pairs
+
+
+def _next_best(
+    scores: Float[Tensor, "batch pos expert"], index: Int[Tensor, "batch pos top_k"], lowest: float
+) -> Int[Tensor, "batch pos top_k"]:
+    """Replace the first expert of each token by the best one left, where there is one."""
+    value, best = scores.detach().scatter(-1, index, float("-inf")).max(-1)
+    first = torch.where(value > lowest, best, index[..., 0])
+    return torch.cat([first[..., None], index[..., 1:]], -1)
+
+
+class _Check:
+    """Compares what was read, and words what does not agree."""
+
+    def __init__(self, model_class: str, tolerance: float) -> None:
+        self.model_class = model_class
+        self.tolerance = tolerance
+
+    def fail(self, layer: int, what: str) -> None:
+        raise RoutingMismatchError(
+            f"Layer {layer} of {self.model_class!r}: {what}. This release of transformers seems "
+            "to compute the layer in another way than was tested; report it, or pass "
+            "`check=False` to look into it."
+        )
+
+    def close(self, layer: int, quantity: str, found: Tensor, expected: Tensor) -> None:
+        """Compare two tensors relative to the largest expected entry."""
+        scale = expected.float().abs().max().clamp(min=1e-30)
+        error = float((found.float() - expected.float()).abs().max() / scale)
+        if not error <= self.tolerance:
+            self.fail(
+                layer,
+                f"{quantity} are not what the model computes "
+                f"(relative error {error:.2g}, allowed {self.tolerance:g})",
+            )
+
+    def reading(self, site: Site, found: dict[str, Tensor]) -> None:
+        """Check what was read from one layer against itself and the layer's output."""
+        index, weights = found["expert_index"], found["routing_weights"]
+        if index.is_floating_point() or index.dtype == torch.bool:
+            self.fail(site.layer, f"`expert_index` holds {index.dtype}, integers are needed")
+        if index.shape[-1] != site.top_k or weights.shape != index.shape:
+            self.fail(
+                site.layer,
+                f"`expert_index` and `routing_weights` have shapes {tuple(index.shape)} and "
+                f"{tuple(weights.shape)}, {site.top_k} experts per token are needed",
+            )
+        if int(index.min()) < 0 or int(index.max()) >= site.n_experts:
+            self.fail(
+                site.layer,
+                f"`expert_index` holds {int(index.min())}–{int(index.max())}, the experts are "
+                f"0–{site.n_experts - 1}",
+            )
+        if bool((index.sort(-1).values.diff(dim=-1) == 0).any()):
+            self.fail(site.layer, "`expert_index` names an expert twice for one token")
+        if found["router_logits"].shape[-1] != site.n_experts:
+            self.fail(
+                site.layer,
+                f"`router_logits` has {found['router_logits'].shape[-1]} entries for "
+                f"{site.n_experts} experts",
+            )
+        if not bool(torch.isfinite(weights).all()):
+            self.fail(site.layer, "`routing_weights` are not all finite")
+        weighted = (found["expert_outputs"].float() * weights.float()[..., None]).sum(-2)
+        self.close(
+            site.layer, "`routing_weights` times `expert_outputs`", weighted, found["routed_output"]
+        )
+        contributions = found["expert_contributions"].float().sum(-2)
+        self.close(site.layer, "`expert_contributions`", contributions, found["routed_output"])
+        if site.block_scale:
+            rebuilt = contributions * site.block_scale
+            if "shared_output" in found:
+                rebuilt = rebuilt + found["shared_output"].float()
+            self.close(
+                site.layer,
+                "`expert_contributions` and `shared_output` together",
+                rebuilt,
+                found["output"],
+            )
+
+    def moved(self, site: Site, own: Tensor, edited: Tensor) -> None:
+        """An edit of the logits must move the choice, unless every expert is chosen anyway."""
+        if site.top_k < site.n_experts and _same_experts(own, edited):
+            self.fail(site.layer, "an edit of `router_logits` does not move the choice of experts")
+
+    def arrived(self, site: Site, asked: Tensor, got: Tensor) -> None:
+        """A corrected choice must be the one that runs."""
+        if not _same_experts(asked, got):
+            self.fail(site.layer, "an edit of the choice does not reach the experts")
+
+
+def _same_experts(one: Tensor, other: Tensor) -> bool:
+    return bool((one.sort(-1).values == other.sort(-1).values).all())
