@@ -4,15 +4,8 @@ from moe_interp.models._load import load_model
 from moe_interp.models._model import Architecture, MoELayers, MoEModel
 from moe_interp.models._registry import SUPPORTED
 from moe_interp.models._sites import Site, find_sites
-from moe_interp.models._traced import (
-    MoELayer,
-    ban_experts,
-    choose,
-    read,
-    read_layers,
-    scale_weights,
-    set_routing,
-)
+from moe_interp.models._traced import MoELayer, read, read_layers, scale_weights, set_routing
+from moe_interp.models._traced_choice import ban_experts, choose
 from moe_interp.models._versions import check_versions
 
 __all__ = [

@@ -8,7 +8,7 @@ from nnsight.modeling.transformers import TransformersModel
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from moe_interp.models._sites import Site
-from moe_interp.models._traced import MoELayer
+from moe_interp.models._traced import ModelInTrace, MoELayer
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,9 @@ class MoEModel:
     def max_positions(self) -> int | None:
         """The longest input in tokens, or None if the configuration does not say."""
         config = self.config.get_text_config()
-        return getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
+        return getattr(config, "max_position_embeddings", None) or getattr(
+            config, "max_seq_len", None
+        )
 
     def trace(self, *inputs: object, **options: object) -> object:
         """Open a trace: one forward, whose block reads and edits it (nnsight's ``trace``).
@@ -163,7 +165,17 @@ class MoEModel:
 
         Returns:
             nnsight's tracer, or the token ids if it is not used as a block.
+
+        Raises:
+            ValueError: If beams or several sequences per prompt are asked for.
         """
+        for name in ("num_beams", "num_return_sequences"):
+            own = getattr(self.nnsight._module.generation_config, name, None)
+            if (options.get(name) or own or 1) > 1:
+                raise ValueError(
+                    f"`{name}` must be 1, so that each row of a step belongs to one prompt, "
+                    f"got {options.get(name) or own}."
+                )
         return self.nnsight.generate(*inputs, **options)
 
     def session(self, *inputs: object, **options: object) -> object:
@@ -201,6 +213,10 @@ class MoEModel:
             nnsight's tracer.
         """
         return self.nnsight.scan(*inputs, **options)
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        """A model named in a block that runs elsewhere arrives there as what the block can use."""
+        return ModelInTrace, (self.nnsight, dict(self.moe))
 
     def __repr__(self) -> str:
         return f"MoEModel({self.id!r}: {self.architecture.summary()})"

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from moe_interp.errors import RoutingMismatchError
 from moe_interp.models._sites import Site
-from moe_interp.models._traced import MoELayer, choose, read, run_router_apart
+from moe_interp.models._traced import MoELayer, read
+from moe_interp.models._traced_choice import choose, run_router_apart
 
 # Largest error relative to the largest entry; the sum over experts is rounded in the model's dtype.
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 4e-3}
@@ -42,7 +43,9 @@ def check_access(
         for site in sites:
             check.reading(site, found[site.layer])
         logits = _write_back(model, layers, batch)
-        check.close(sites[-1].layer, "the logits after writing back what was read", logits, expected)
+        check.close(
+            sites[-1].layer, "the logits after writing back what was read", logits, expected
+        )
         for site, (own, edited) in zip(sites, _negate_logits(model, layers, batch), strict=True):
             check.moved(site, own, edited)
         for site, (asked, got) in zip(sites, _choose_others(model, layers, batch), strict=True):
@@ -75,11 +78,10 @@ def _read_all(
         "output",
     )
     with model.trace(batch):
-        found = {}
+        found = nnsight.save({})
         for layer in layers:
             wanted = (*names, "shared_output") if layer.has_shared else names
             found[layer.layer] = read(layer, wanted)
-        found = nnsight.save(found)
     return found
 
 
@@ -92,7 +94,7 @@ def _write_back(
             layer.router_logits = layer.router_logits.clone()
             layer.routing_weights = layer.routing_weights.clone()
         logits = nnsight.save(model.output.logits)
-    return logits
+    return logits.float()
 
 
 def _negate_logits(
@@ -100,12 +102,11 @@ def _negate_logits(
 ) -> list[tuple[Tensor, Tensor]]:
     """Per layer, the experts its router would choose and those chosen on negated logits."""
     with model.trace(batch):
-        pairs = []
+        pairs = nnsight.save([])
         for layer in layers:
             own = run_router_apart(layer)
             layer.router_logits = -layer.router_logits
             pairs.append((own, layer.expert_index))
-        pairs = nnsight.save(pairs)
     return pairs
 
 
@@ -114,12 +115,11 @@ def _choose_others(
 ) -> list[tuple[Tensor, Tensor]]:
     """Per layer, a corrected choice and the experts that ran."""
     with model.trace(batch):
-        pairs = []
+        pairs = nnsight.save([])
         for layer in layers:
             lowest = layer.facts["unselectable_score"]
             asked = choose(layer, lambda scores, index: _next_best(scores, index, lowest))  # noqa: B023
             pairs.append((asked, layer.expert_index))
-        pairs = nnsight.save(pairs)
     return pairs
 
 

@@ -191,8 +191,11 @@ def _describe(
     }
     if facts["choice"] is not None and re.match(r"^(router_)?logits_topk_", facts["choice"]):
         facts["choice_scores"] = "logits"
-    unknown = sorted(name for name in ("n_experts", "top_k", "logits", "choice", "score_function")
-                     if facts[name] is None)
+    unknown = sorted(
+        name
+        for name in ("n_experts", "top_k", "logits", "choice", "score_function")
+        if facts[name] is None
+    )
     if unknown:
         raise _unsupported(model, f"{type(router).__name__} does not tell its {', '.join(unknown)}")
     return Site(**facts)

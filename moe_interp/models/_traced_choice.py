@@ -1,0 +1,141 @@
+"""The choice of experts inside a trace: the model's own, corrected where a rule says so.
+
+Plain code, for the reasons given in ``_traced_parts``.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from moe_interp.models._traced_parts import LayerParts, own_rows
+
+
+def run_router_apart(layer: "LayerParts") -> 'Int[Tensor, "batch pos top_k"]':
+    """The experts that the router, called on its own, chooses for the input it has here."""
+    args, kwargs = layer.router.inputs
+    own_args = tuple(
+        own_rows(arg)[0] if torch.is_tensor(arg) and arg.dim() > 1 else arg for arg in args
+    )
+    flat = tuple(
+        arg.flatten(0, 1) if torch.is_tensor(arg) and arg.dim() == 3 else arg for arg in own_args
+    )
+    returned = layer.router(*flat, **kwargs)
+    integers = [
+        value for value in returned if torch.is_tensor(value) and not value.is_floating_point()
+    ]
+    return integers[0].unflatten(0, own_args[0].shape[:2])
+
+
+def choose(layer: "LayerParts", rule: "Callable") -> 'Int[Tensor, "batch pos top_k"]':
+    """Let ``rule(scores, index) -> index`` correct the model's own choice of experts.
+
+    Only changed slots are replaced, and their weights are made from the scores that the model
+    itself chose by, so a token whose choice stands keeps its bits. One call per layer and forward:
+    the scores are gone once the choice is made. Returns the corrected index.
+    """
+    if layer.facts["choice"] == "sparsemixer":
+        return choose_after_sparsemixer(layer, rule)
+    if layer.facts["choice_scores"] == "logits":
+        scores = own_rows(getattr(layer.router.source, layer.facts["logits"]).output)[0]
+        operation = getattr(layer.router.source, layer.facts["choice"])
+    else:
+        operation = getattr(layer.router.source, layer.facts["choice"])
+        scores = own_rows(operation.inputs[0][0])[0]
+    served = operation.output
+    values, put_values = own_rows(served[0])
+    index, put_index = own_rows(served[1])
+    new = rule(scores, index)
+    if new is index:
+        return index
+    values = torch.where(new != index, scores.gather(-1, new).to(values.dtype), values)
+    operation.output = torch.return_types.topk((put_values(values), put_index(new)))
+    return new
+
+
+def choose_after_sparsemixer(
+    layer: "LayerParts", rule: "Callable"
+) -> 'Int[Tensor, "batch pos top_k"]':
+    """`choose` for routers that pick experts one after the other (Liu et al. 2024, SparseMixer).
+
+    The weight of a pick is a softmax over the experts that are left and lie within twice the
+    jitter of the best of them; so a changed row is weighted anew, in order of its logits.
+    """
+    logits, weights, index = layer.router.output
+    (own_logits, _), (own_weights, put_weights) = own_rows(logits), own_rows(weights)
+    own_index, put_index = own_rows(index)
+    new = rule(own_logits, own_index)
+    if new is own_index:
+        return own_index
+    changed = (new != own_index).any(-1, keepdim=True)
+    order = own_logits.gather(-1, new).argsort(dim=-1, descending=True, stable=True)
+    new = torch.where(changed, new.gather(-1, order), own_index)
+    width = 2 * layer.facts["sparsemixer_jitter"]
+    remaining, columns = own_logits, []
+    for slot in range(new.shape[-1]):
+        pick = new[..., slot : slot + 1]
+        best = own_logits.gather(-1, pick).detach()
+        distance = (best - own_logits) / torch.maximum(own_logits.abs(), best)
+        out = (distance > width) | (own_logits > best)
+        columns.append(remaining.masked_fill(out, float("-inf")).softmax(-1).gather(-1, pick))
+        remaining = remaining.scatter(-1, pick, float("-inf"))
+    rebuilt = torch.cat(columns, -1).to(own_weights.dtype)
+    own_weights = torch.where(changed, rebuilt, own_weights)
+    layer.router.output = (logits, put_weights(own_weights), put_index(new))
+    return new
+
+
+def over_tokens(
+    layer: "LayerParts", mask: "Tensor", tokens: "Tensor | None", neutral: "bool | float"
+) -> "Tensor":
+    """Bring a per-expert mask to ``[batch|1 pos|1 expert]``, neutral where `tokens` is False."""
+    wide = (
+        mask.unsqueeze(1)
+        if mask.dim() == 2
+        else mask.reshape(1, 1, -1)
+        if mask.dim() == 1
+        else mask
+    )
+    if wide.shape[-1] != layer.n_experts:
+        raise ValueError(
+            f"Layer {layer.layer} has {layer.n_experts} experts, the mask has {wide.shape[-1]}."
+        )
+    if tokens is None:
+        return wide
+    return torch.where(tokens.to(wide.device)[..., None], wide, torch.full_like(wide, neutral))
+
+
+def ban_experts(
+    layer: "LayerParts",
+    banned: 'Bool[Tensor, "*rows expert"]',
+    tokens: 'Bool[Tensor, "batch pos"] | None' = None,
+) -> None:
+    """Take experts out of the choice: the next best is chosen, all other scores stay as they are.
+
+    ``banned`` is ``[expert]``, ``[batch|1 expert]`` (each row its own experts) or
+    ``[batch|1 pos|1 expert]``; ``tokens`` limits the ban to the tokens that are True.
+    """
+    wide = over_tokens(layer, banned, tokens, False)
+
+    def rule(scores: "Tensor", index: "Tensor") -> "Tensor":
+        gone = wide.to(index.device).expand(*index.shape[:-1], layer.n_experts)
+        hit = gone.gather(-1, index)
+        if not bool(hit.any()):
+            return index
+        pool = scores.detach().masked_fill(gone, float("-inf")).scatter(-1, index, float("-inf"))
+        new = index
+        for slot in range(index.shape[-1]):
+            value, best = pool.max(-1)
+            refused = hit[..., slot] & (value <= layer.facts["unselectable_score"])
+            if bool(refused.any()):
+                raise ValueError(
+                    f"Layer {layer.layer}: the ban leaves a token with fewer than "
+                    f"{layer.top_k} experts to choose from. Ban fewer experts."
+                )
+            pick = torch.where(hit[..., slot], best, index[..., slot])
+            new = torch.cat([new[..., :slot], pick[..., None], new[..., slot + 1 :]], -1)
+            pool = pool.scatter(-1, pick[..., None], float("-inf"))
+        return new
+
+    choose(layer, rule)
