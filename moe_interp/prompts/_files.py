@@ -59,48 +59,48 @@ def read_rows(path: Path) -> list[Row]:
     return read(path.name, text)
 
 
-def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]], *, overwrite: bool) -> None:
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]], *, force: bool) -> None:
     """Write rows as JSON, one object a line.
 
     Args:
         path: The file to write.
         rows: Values by column.
-        overwrite: Whether to write over a file that exists.
+        force: Whether to write over a file that exists.
 
     Raises:
-        ResultExistsError: If the file exists and `overwrite` is False.
+        ResultExistsError: If the file exists and `force` is False.
     """
     lines = (json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)
-    _write(path, "".join(lines), overwrite=overwrite)
+    _write(path, "".join(lines), force=force)
 
 
-def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], *, overwrite: bool) -> None:
+def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], *, force: bool) -> None:
     """Write rows as a table; None becomes an empty cell.
 
     Args:
         path: The file to write.
         rows: Values by column, the same columns in every row.
-        overwrite: Whether to write over a file that exists.
+        force: Whether to write over a file that exists.
 
     Raises:
-        ResultExistsError: If the file exists and `overwrite` is False.
+        ResultExistsError: If the file exists and `force` is False.
     """
     rows = list(rows)
     table = io.StringIO(newline="")
     writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    _write(path, table.getvalue(), overwrite=overwrite)
+    _write(path, table.getvalue(), force=force)
 
 
-def _write(path: Path, text: str, *, overwrite: bool) -> None:
+def _write(path: Path, text: str, *, force: bool) -> None:
     try:
-        with path.open("w" if overwrite else "x", encoding="utf-8", newline="") as file:
+        with path.open("w" if force else "x", encoding="utf-8", newline="") as file:
             file.write(text)
     except FileExistsError:
         raise ResultExistsError(
             f"{str(path)!r} exists already and was left as it is. "
-            "Choose another name, or pass overwrite=True."
+            "Choose another name, or pass force=True."
         ) from None
 
 

@@ -197,29 +197,29 @@ class PromptSet(Sequence[Prompt]):
         )
         return self.select(keep)
 
-    def to_jsonl(self, path: str | Path, *, overwrite: bool = False) -> None:
+    def to_jsonl(self, path: str | Path, *, force: bool = False) -> None:
         """Write the prompts as JSON, one object a line, as `load_prompts` reads them.
 
         Args:
             path: The file to write.
-            overwrite: Whether to write over a file that exists.
+            force: Whether to write over a file that exists.
 
         Raises:
-            ResultExistsError: If the file exists and `overwrite` is not given.
+            ResultExistsError: If the file exists and `force` is not given.
         """
-        write_jsonl(Path(path), map(asdict, self._prompts), overwrite=overwrite)
+        write_jsonl(Path(path), map(asdict, self._prompts), force=force)
 
-    def to_csv(self, path: str | Path, *, overwrite: bool = False) -> None:
+    def to_csv(self, path: str | Path, *, force: bool = False) -> None:
         """Write the prompts as a table, as `load_prompts` reads it.
 
         Args:
             path: The file to write.
-            overwrite: Whether to write over a file that exists.
+            force: Whether to write over a file that exists.
 
         Raises:
-            ResultExistsError: If the file exists and `overwrite` is not given.
+            ResultExistsError: If the file exists and `force` is not given.
         """
-        write_csv(Path(path), map(asdict, self._prompts), overwrite=overwrite)
+        write_csv(Path(path), map(asdict, self._prompts), force=force)
 
     def to_frame(self) -> "DataFrame":
         """The prompts as a table, one row each."""

@@ -162,7 +162,7 @@ def test_a_file_is_not_written_over_unasked(tmp_path, ending):
     with pytest.raises(ResultExistsError, match="exists already and was left as it is"):
         getattr(prompts, f"to_{ending}")(path)
     assert path.read_text() == "mine"
-    getattr(prompts, f"to_{ending}")(path, overwrite=True)
+    getattr(prompts, f"to_{ending}")(path, force=True)
     assert load_prompts(path) == prompts
 
 

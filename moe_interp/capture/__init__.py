@@ -1,0 +1,15 @@
+"""RECORD: what the routers of a model chose for every token of a set of prompts."""
+
+from moe_interp.capture._batches import plan_batches
+from moe_interp.capture._capture import QUANTITIES, record_routing
+from moe_interp.capture._record import RoutingRecord, open_record
+from moe_interp.capture._store import check_free
+
+__all__ = [
+    "QUANTITIES",
+    "RoutingRecord",
+    "check_free",
+    "open_record",
+    "plan_batches",
+    "record_routing",
+]

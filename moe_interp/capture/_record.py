@@ -1,0 +1,227 @@
+"""RoutingRecord: which experts every token went to, with all that is needed to study it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+
+from moe_interp.capture._store import open_dataset, save_dataset
+from moe_interp.errors import SpanError
+from moe_interp.prompts import Prompt, PromptSet
+from moe_interp.stats import RoutingProfile
+
+
+@dataclass(frozen=True, eq=False)
+class RoutingRecord:
+    """Routing of a set of prompts; made by `record_routing`, read back by `open_record`.
+
+    Attributes:
+        dataset: Dimensions token, layer, top_k, expert, prompt, span and draw. By token:
+            ``expert_index`` and ``routing_weights`` ``[token layer top_k]``, sorted by weight,
+            highest first; ``router_logits`` ``[token layer expert]``; ``in_span`` ``[span token]``;
+            and as coordinates ``prompt_index``, ``pos`` (from 0, no padding), ``token_id`` and
+            ``token_text``. By prompt: ``text``, ``topic``, ``harm``, ``pair``, ``wording`` and
+            ``id``; a missing text is empty. ``layer`` is the absolute decoder layer.
+            ``random_profile`` ``[span draw prompt layer expert]`` is the share of slots of each
+            span that random routers gave to each expert.
+    """
+
+    dataset: xr.Dataset
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Absolute decoder layer of each recorded MoE layer, in order."""
+        return tuple(int(layer) for layer in self.dataset["layer"].values)
+
+    @property
+    def spans(self) -> tuple[str, ...]:
+        """The recorded spans."""
+        return tuple(str(span) for span in self.dataset["span"].values)
+
+    @property
+    def n_experts(self) -> int:
+        """Routed experts per layer."""
+        return int(self.dataset.attrs["model"]["n_experts"])
+
+    @property
+    def top_k(self) -> int:
+        """Experts chosen per token."""
+        return self.dataset.sizes["top_k"]
+
+    @property
+    def n_prompts(self) -> int:
+        """Number of prompts."""
+        return self.dataset.sizes["prompt"]
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens of all prompts; none is padding."""
+        return self.dataset.sizes["token"]
+
+    @property
+    def n_random_routers(self) -> int:
+        """Number of random routers whose choices were counted; 0 if none were."""
+        return self.dataset.sizes.get("draw", 0)
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """What is known of the model, as `MoEModel.architecture.to_dict` gives it."""
+        return dict(self.dataset.attrs["model"])
+
+    @property
+    def prompts(self) -> PromptSet:
+        """The prompts that were recorded."""
+        fields = ("text", "topic", "pair", "wording", "id")
+        columns = {name: self.dataset[name].values.tolist() for name in fields}
+        harm = [None if value != value else bool(value) for value in self.dataset["harm"].values]
+        return PromptSet(
+            (
+                Prompt(harm=harm[row], **{name: columns[name][row] or None for name in fields})
+                for row in range(self.n_prompts)
+            ),
+            source=self.dataset.attrs["prompts"]["source"],
+        )
+
+    def n_slots(self, span: str) -> Int[ndarray, " prompt"]:
+        """Count the top-k slots of each prompt in a span.
+
+        Args:
+            span: A recorded span.
+
+        Returns:
+            The number of tokens times `top_k`.
+
+        Raises:
+            SpanError: If the span was not recorded.
+        """
+        owner = self.dataset["prompt_index"].values[self._inside(span)]
+        return np.bincount(owner, minlength=self.n_prompts) * self.top_k
+
+    def shares(self, span: str) -> Float[ndarray, "prompt layer expert"]:
+        """Share of each prompt's top-k slots in a span that went to each expert.
+
+        Args:
+            span: A recorded span.
+
+        Returns:
+            The shares; they sum to 1 over experts.
+
+        Raises:
+            SpanError: If the span was not recorded.
+        """
+        inside = self._inside(span)
+        index = self.dataset["expert_index"].values[inside].astype(np.int64)
+        n_layers, n_experts = len(self.layers), self.n_experts
+        # Each slot's place in the flattened (prompt, layer, expert).
+        prompt = rearrange(self.dataset["prompt_index"].values[inside], "token -> token 1 1")
+        layer = rearrange(np.arange(n_layers), "layer -> 1 layer 1")
+        place = (prompt.astype(np.int64) * n_layers + layer) * n_experts + index
+        counts = np.bincount(place.ravel(), minlength=self.n_prompts * n_layers * n_experts)
+        shape = (self.n_prompts, n_layers, n_experts)
+        return counts.reshape(shape) / rearrange(self.n_slots(span), "prompt -> prompt 1 1")
+
+    def profile(self, span: str) -> RoutingProfile:
+        """The shares of a span with the design of the prompts, for the statistics.
+
+        Args:
+            span: A recorded span.
+
+        Returns:
+            The profile.
+
+        Raises:
+            PromptError: If some prompt does not say whether it is harmful.
+            SpanError: If the span was not recorded.
+        """
+        prompts = self.prompts
+        return RoutingProfile(
+            shares=self.shares(span),
+            layers=self.layers,
+            span=span,
+            topic=prompts.topics,
+            harm=prompts.harm,
+            pair=prompts.pairs,
+            wording=prompts.wordings,
+            id=prompts.ids,
+            n_slots=self.n_slots(span),
+        )
+
+    def random_profiles(self, span: str) -> Float[ndarray, "draw prompt layer expert"]:
+        """Shares of a span as random routers give them on the same router inputs.
+
+        Args:
+            span: A recorded span.
+
+        Returns:
+            The shares of each draw; they sum to 1 over experts.
+
+        Raises:
+            SpanError: If the span was not recorded.
+            ValueError: If no random routers were drawn.
+        """
+        self._check_span(span)
+        if not self.n_random_routers:
+            raise ValueError(
+                "This record has no random routers. Capture it again with "
+                "record_routing(..., n_random_routers=99, rng=numpy.random.default_rng(0))."
+            )
+        return self.dataset["random_profile"].sel(span=span).values
+
+    def save(self, path: str | Path, *, force: bool = False) -> None:
+        """Write the record to a zarr folder, which appears only once it is whole.
+
+        Args:
+            path: The folder to make.
+            force: Whether a record that is there may be replaced.
+
+        Raises:
+            ResultExistsError: If something is there, and it is no record or `force` is not given.
+        """
+        save_dataset(self.dataset, Path(path), force=force)
+
+    def summary(self) -> str:
+        """A few lines that say what was recorded."""
+        layers = ", ".join(map(str, self.layers))
+        lines = [
+            f"Routing record of {self.dataset.attrs['model']['source']}",
+            f"  {self.prompts.summary()}",
+            f"  {self.n_tokens} tokens; spans: {', '.join(self.spans)}",
+            f"  layers {layers}; {self.n_experts} experts, top {self.top_k}",
+            f"  quantities: {', '.join(map(str, self.dataset.data_vars))}",
+        ]
+        if self.n_random_routers:
+            lines.append(f"  {self.n_random_routers} random routers on the same inputs")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"<{self.summary()}>"
+
+    def _check_span(self, span: str) -> None:
+        if span not in self.spans:
+            raise SpanError(
+                f"The span {span!r} was not recorded. Recorded: {', '.join(self.spans)}."
+            )
+
+    def _inside(self, span: str) -> Bool[ndarray, " token"]:
+        self._check_span(span)
+        return self.dataset["in_span"].sel(span=span).values
+
+
+def open_record(path: str | Path) -> RoutingRecord:
+    """Open a record that `RoutingRecord.save` has written.
+
+    Args:
+        path: Its folder.
+
+    Returns:
+        The record; its arrays are read when they are asked for.
+
+    Raises:
+        ResultError: If there is no record there, or one of a version that is not known.
+    """
+    return RoutingRecord(open_dataset(Path(path)))

@@ -1,0 +1,101 @@
+"""Records on disk: a zarr folder that says what it is, written whole or not at all."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from moe_interp.errors import ResultError, ResultExistsError
+
+KIND = "moe_interp routing record"
+SCHEMA_VERSION = 1
+
+
+def check_free(path: str | Path, *, force: bool = False) -> None:
+    """Refuse a place where a record cannot be written; to be called before a long capture.
+
+    Args:
+        path: The folder that is to be made.
+        force: Whether a record that is there may be replaced; nothing else ever is.
+
+    Raises:
+        ResultExistsError: If something is there, and it is no record or `force` is not given.
+    """
+    path = Path(path)
+    if not path.exists():
+        return
+    if not force:
+        raise ResultExistsError(
+            f"{str(path)!r} exists already and was left as it is. "
+            "Choose another name, or pass force=True to replace a record."
+        )
+    try:
+        open_dataset(path).close()
+    except ResultError as error:
+        raise ResultExistsError(
+            f"{str(path)!r} exists and is no routing record, so it is not replaced even with "
+            "force=True. Choose another name."
+        ) from error
+
+
+def save_dataset(dataset: xr.Dataset, path: Path, *, force: bool) -> None:
+    """Write a record's dataset.
+
+    Args:
+        dataset: The dataset.
+        path: The folder to make.
+        force: Whether a record that is there may be replaced.
+
+    Raises:
+        ResultExistsError: If something is there, and it is no record or `force` is not given.
+    """
+    check_free(path, force=force)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as draft:
+        # Format 2: it specifies texts of any length, and one file that lists all arrays; format 3
+        # does not yet, and zarr warns about both.
+        dataset.to_zarr(Path(draft) / "record", zarr_format=2, consolidated=True)
+        if path.exists():
+            shutil.move(path, Path(draft) / "replaced")
+        shutil.move(Path(draft) / "record", path)
+
+
+def open_dataset(path: Path) -> xr.Dataset:
+    """Open a record's dataset; arrays are read when they are asked for.
+
+    Args:
+        path: The folder.
+
+    Returns:
+        The dataset.
+
+    Raises:
+        ResultError: If there is no record there, or one of a version that is not known.
+    """
+    advice = "Give a folder that `RoutingRecord.save` or `moe-interp record` has written."
+    if not path.is_dir():
+        raise ResultError(f"There is no folder {str(path)!r}. {advice}")
+    try:
+        dataset = xr.open_dataset(path, engine="zarr", chunks=None, consolidated=True)
+    except Exception as error:
+        # Whatever a strange folder makes zarr raise, it is not a record.
+        raise ResultError(f"{str(path)!r} cannot be read as a zarr folder. {advice}") from error
+    if dataset.attrs.get("kind") != KIND:
+        dataset.close()
+        raise ResultError(f"{str(path)!r} is a zarr folder, but no routing record. {advice}")
+    version = dataset.attrs.get("schema_version")
+    if version != SCHEMA_VERSION:
+        dataset.close()
+        raise ResultError(
+            f"{str(path)!r} is a routing record of version {version!r}; this moe_interp reads "
+            f"version {SCHEMA_VERSION}. Capture it again, or install the moe_interp that wrote it: "
+            f"{dataset.attrs.get('versions')}."
+        )
+    texts = {
+        name: (coord.dims, np.array(coord.values.tolist(), dtype=object))
+        for name, coord in dataset.coords.items()
+        if coord.dims == ("prompt",) and coord.dtype.kind not in "biuf"
+    }
+    return dataset.assign_coords(texts)

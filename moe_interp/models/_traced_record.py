@@ -1,0 +1,104 @@
+"""What a routing record keeps of a forward pass: real tokens only, layer by layer.
+
+Plain code, for the reasons given in ``_traced.py``. The router's inputs are far larger than its
+choices, so that whatever is to be made of them is made here, while they are at hand.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from moe_interp.models._traced import MoELayer, read
+
+MAX_RANDOM_LOGITS = 2**22
+# Part of the logits' spread within which two experts share a slot, see `shared_top_k`.
+NEAR_TIE = 1e-3
+
+
+def record_layers(
+    layers: "Sequence[MoELayer]",
+    names: "Sequence[str]",
+    real: 'Bool[Tensor, "batch pos"]',
+    spans: 'Bool[Tensor, "span batch pos"]',
+    random_routers: "dict[int, Tensor]",
+) -> "dict[int, dict[str, Tensor]]":
+    """Read quantities of layers, which must come in order of depth, at the real tokens.
+
+    Returns for each layer ``{name: [token ...]}``, the tokens row by row. ``expert_index`` and
+    ``routing_weights`` are sorted by weight, highest first. A layer in ``random_routers`` also has
+    ``random_slots`` ``[span draw batch expert]``, see `count_random_choices`.
+    """
+    recorded = {}
+    for layer in layers:
+        routers = random_routers.get(layer.layer)
+        wanted = [*names, "expert_index", "routing_weights"]
+        if routers is not None:
+            wanted.append("router_input")
+        found = {}
+        for name, value in read(layer, list(dict.fromkeys(wanted))).items():
+            found[name] = value[real.to(value.device)]
+        weights, order = found["routing_weights"].sort(dim=-1, descending=True, stable=True)
+        found["routing_weights"] = weights
+        found["expert_index"] = found["expert_index"].gather(-1, order)
+        if routers is not None:
+            hidden = found.pop("router_input")
+            found["random_slots"] = count_random_choices(
+                hidden, routers.to(hidden.device), real, spans, layer.top_k
+            )
+        recorded[layer.layer] = found
+    return recorded
+
+
+def count_random_choices(
+    hidden: 'Float[Tensor, "token d_model"]',
+    routers: 'Float[Tensor, "d_model draw expert"]',
+    real: 'Bool[Tensor, "batch pos"]',
+    spans: 'Bool[Tensor, "span batch pos"]',
+    top_k: "int",
+) -> 'Float[Tensor, "span draw batch expert"]':
+    """How many slots random routers give to each expert, by span and row of the batch.
+
+    ``hidden`` is what the real router sees at the real tokens, row by row.
+    """
+    _, n_draws, n_experts = routers.shape
+    n_rows = real.shape[0]
+    row = real.nonzero()[:, 0].to(hidden.device)
+    inside = spans[:, real].to(hidden.device)
+    hidden = hidden.float()
+    spread = hidden.norm(dim=-1)[:, None]
+    at_once = max(1, MAX_RANDOM_LOGITS // (hidden.shape[0] * n_experts))
+    counted = []
+    for first in range(0, n_draws, at_once):
+        some = routers[:, first : first + at_once]
+        logits = (hidden @ some.flatten(1)).unflatten(1, some.shape[1:])
+        chosen = shared_top_k(logits, spread, top_k)
+        by_span = []
+        for span in inside:
+            slots = chosen.new_zeros(n_rows, *chosen.shape[1:])
+            by_span.append(slots.index_add_(0, row[span], chosen[span]))
+        counted.append(torch.stack(by_span))
+    return torch.cat(counted, dim=2).transpose(1, 2)
+
+
+def shared_top_k(
+    logits: 'Float[Tensor, "token draw expert"]', spread: 'Float[Tensor, "token one"]', top_k: "int"
+) -> 'Float[Tensor, "token draw expert"]':
+    """The slots each expert gets: 1 for the `top_k` highest logits, but a near tie is shared.
+
+    A choice jumps where two logits meet, so that the rounding of a forward pass, which depends on
+    the batch, would show in it. Where the last chosen and the first refused logit differ by less
+    than `NEAR_TIE` of the spread, their two experts share the slot, by half at equality.
+    """
+    n_experts = logits.shape[-1]
+    values, index = logits.topk(min(top_k + 1, n_experts), dim=-1)
+    slots = torch.ones_like(values)
+    if top_k < n_experts:
+        gap = (values[..., -2] - values[..., -1]) / (NEAR_TIE * spread).clamp(min=1e-30)
+        near = (0.5 - gap / 2).clamp(min=0)
+        # Starts flat, so that square roots of shares do not jump either.
+        part = near**2 * (3 - 2 * near)
+        slots[..., -2] = 1 - part
+        slots[..., -1] = part
+    return torch.zeros_like(logits).scatter_(-1, index, slots)
