@@ -68,6 +68,7 @@ def pack_tokens(dataset: xr.Dataset, *, most: int = MAX_PROMPTS) -> dict[str, An
             {
                 "id": _label(dataset, "id", prompt) or str(prompt),
                 "pair": _label(dataset, "pair", prompt) or f"prompt {prompt}",
+                "text": _label(dataset, "text", prompt)[:80],
                 "topic": _label(dataset, "topic", prompt),
                 "harm": _harm(dataset, prompt),
                 "tokens": [safe_token(str(token)) for token in text],

@@ -109,7 +109,7 @@ def p_value(value: Any) -> str:  # noqa: ANN401
 
     Example:
         >>> p_value(0.0001), p_value(None)
-        ('=\\xa00.0001', 'not measured')
+        ('=\xa00.0001', 'not measured')
     """
     value = finite(value)
     if value is None:

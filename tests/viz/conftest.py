@@ -36,7 +36,8 @@ def record():
     words[0][3:3] = list(HOSTILE)
     owner = np.repeat(np.arange(len(words)), [len(w) for w in words])
     n_tokens = len(owner)
-    order = rng.random((n_tokens, len(LAYERS), EXPERTS)).argsort(-1)
+    # No token chooses expert 0 in any layer.
+    order = 1 + rng.random((n_tokens, len(LAYERS), EXPERTS - 1)).argsort(-1)
     weights = np.sort(rng.random((n_tokens, len(LAYERS), TOP_K)), axis=-1)[..., ::-1]
     weights = weights / weights.sum(-1, keepdims=True)
     pos = np.concatenate([np.arange(len(w)) for w in words])

@@ -41,7 +41,9 @@ async function draw(data) {
     const traces = figure.data;
     const layout = layoutFor(figure);
     change(traces, layout);
-    await Plotly.react(element, traces, layout, { displayModeBar: false, responsive: true });
+    // The width is ours to set: Plotly's own resizing knows nothing of paper.
+    layout.width = element.clientWidth;
+    await Plotly.react(element, traces, layout, { displayModeBar: false });
     return element;
   }
 
@@ -75,6 +77,7 @@ async function draw(data) {
     const shown = data.map.traces[quantity.value];
     const element = find("figure-map");
     const columns = data.map.figure.data[0].x.length;
+    // Cells keep a size that a finger can hit; a small window scrolls the map sideways.
     element.style.minWidth = onPaper ? "0" : `${Math.min(60 + 13 * columns, 1000)}px`;
     await plot("map", data.map.figure, (traces, layout) => {
       const heat = traces[0];
@@ -130,7 +133,8 @@ async function draw(data) {
         byTopic.set(topic, group);
         pickPrompt.append(group);
       }
-      option(byTopic.get(topic), i, members.map((prompt) => prompt.id).join(" and "));
+      option(byTopic.get(topic), i, `${members[0].id}: ${members[0].text}` +
+        (members.length > 1 ? ` (and ${members.length - 1} matched)` : ""));
     });
     pack.layers.forEach((layer) => option(pickLayer, layer, layer));
     for (let expert = 0; expert < data.n_experts; expert++) option(pickExpert, expert, expert);
@@ -226,11 +230,19 @@ async function draw(data) {
   if (start) await choose(start);
   await drawAll();
   dark.addEventListener("change", drawAll);
-  let wasNarrow = narrow();
+  let width = innerWidth, waiting = 0;
   addEventListener("resize", () => {
-    if (narrow() !== wasNarrow) { wasNarrow = narrow(); drawAll(); }
+    if (innerWidth === width) return;
+    width = innerWidth;
+    clearTimeout(waiting);
+    waiting = setTimeout(drawAll, 60);
   });
-  addEventListener("beforeprint", () => { onPaper = true; drawAll(); });
-  addEventListener("afterprint", () => { onPaper = false; drawAll(); });
+  function print(now) {
+    onPaper = now;
+    document.body.classList.toggle("printing", now);
+    drawAll();
+  }
+  addEventListener("beforeprint", () => print(true));
+  addEventListener("afterprint", () => print(false));
   await new Promise((done) => requestAnimationFrame(() => setTimeout(done, 0)));
 }
