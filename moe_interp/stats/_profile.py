@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -45,11 +46,11 @@ class RoutingProfile:
     shares: Float[ndarray, "prompt layer expert"]
     layers: tuple[int, ...]
     span: str
-    topic: Sequence[str | None] | Shaped[ndarray, " prompt"]
-    harm: Sequence[bool] | Shaped[ndarray, " prompt"]
-    pair: Sequence[str | None] | Shaped[ndarray, " prompt"] | None = None
-    wording: Sequence[str | None] | Shaped[ndarray, " prompt"] | None = None
-    id: Sequence[str | None] | Shaped[ndarray, " prompt"] | None = None
+    topic: Sequence[Any] | Shaped[ndarray, " prompt"]
+    harm: Sequence[Any] | Shaped[ndarray, " prompt"]
+    pair: Sequence[Any] | Shaped[ndarray, " prompt"] | None = None
+    wording: Sequence[Any] | Shaped[ndarray, " prompt"] | None = None
+    id: Sequence[Any] | Shaped[ndarray, " prompt"] | None = None
     n_slots: Int[ndarray, " prompt"] | None = None
 
     def __post_init__(self) -> None:
@@ -186,7 +187,7 @@ def hellinger_embedding(shares: Float[ndarray, "*axes"]) -> Float[ndarray, "*axe
 
 
 def _labels(
-    name: str, values: Sequence[str | None] | Shaped[ndarray, " prompt"] | None, n_prompts: int
+    name: str, values: Sequence[Any] | Shaped[ndarray, " prompt"] | None, n_prompts: int
 ) -> Shaped[ndarray, " prompt"]:
     labels = np.full(n_prompts, None, dtype=object)
     if values is None:
@@ -201,7 +202,7 @@ def _labels(
 
 
 def _harm(
-    values: Sequence[bool] | Shaped[ndarray, " prompt"], n_prompts: int
+    values: Sequence[Any] | Shaped[ndarray, " prompt"], n_prompts: int
 ) -> Bool[ndarray, " prompt"]:
     harm = np.asarray(values)
     if harm.shape != (n_prompts,):

@@ -9,6 +9,7 @@ A permutation test is right only if its relabellings could have happened. Two ki
 """
 
 from dataclasses import dataclass
+from itertools import count
 from math import ceil, comb, exp, lgamma, log2
 from typing import Literal
 
@@ -57,10 +58,10 @@ class Exchange:
         table = np.zeros((self.stratum.max() + 1, self.label.max() + 1), dtype=int)
         np.add.at(table, (self.stratum, self.label), 1)
         log_count = sum(
-            lgamma(row.sum() + 1) - sum(lgamma(count + 1) for count in row) for row in table
+            lgamma(row.sum() + 1) - sum(lgamma(size + 1) for size in row) for row in table
         )
         _, alike = np.unique(table, axis=1, return_counts=True)
-        return min(1.0, exp(sum(lgamma(count + 1) for count in alike) - log_count))
+        return min(1.0, exp(sum(lgamma(size + 1) for size in alike) - log_count))
 
     def require(self, alpha: float, factor: str) -> None:
         """Refuse a design that cannot give a p-value as small as the level asked for.
@@ -78,7 +79,8 @@ class Exchange:
         if self.kind == "flip":
             needed = 1 + ceil(log2(1 / alpha))
         else:
-            needed = next(n for n in range(2, 1000) if 2 / comb(n, n // 2) <= alpha)
+            # Two halves of equal size may swap names, which gives the same statistic again.
+            needed = next(n for n in count(2) if (2 - n % 2) / comb(n, n // 2) <= alpha)
         raise DesignError(
             f"The test of {factor} exchanges {self.words}: {self.n_units} such units allow no "
             f"p-value below {smallest:.3g}, so the level {alpha:g} cannot be reached. About "
