@@ -1,0 +1,249 @@
+"""The causal half of an audit: choose experts on some prompts, judge them on others."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.random import Generator
+
+from moe_interp.experts import Expert, ExpertSet
+from moe_interp.interventions import measure_many
+from moe_interp.metrics import RefusalLogOdds, RefusalRate
+from moe_interp.models import MoEModel
+from moe_interp.prompts import PromptSet
+from moe_interp.scores import (
+    MatchedNull,
+    Scores,
+    ablation_effect,
+    attribution,
+    greedy_ablation,
+    matched_null,
+    select_experts,
+)
+from moe_interp.stats import ExpertTests
+
+# Greedy ablation runs every candidate once a step, so attribution leaves it no more than these.
+N_CANDIDATES = 24
+MAX_EXPERTS = 8
+# The refusal counts as gone when no more than this share of the prompts is refused.
+STOP_AT = 0.05
+# Below this share of refused harmful prompts there is no refusal to look for.
+NEEDED_BASELINE = 0.5
+# Single experts are ablated one by one only up to this many; beyond, only the candidates.
+MAX_SINGLES = 512
+
+
+@dataclass(frozen=True)
+class CausalCheck:
+    """What was selected and what its ablation did.
+
+    Attributes:
+        results: The entry ``causal`` of ``results.json``.
+        selected: The experts chosen on the first half of the prompts; empty if none were.
+        attribution: Predicted change of the refusal log-odds, per expert; None if not run.
+        ablation: Exact change of the refusal log-odds, per expert; None if not run.
+        frequency: Selection frequency of every expert.
+        alpha: Level of the tests.
+    """
+
+    results: dict[str, Any]
+    selected: ExpertSet
+    attribution: Scores | None
+    ablation: Scores | None
+    frequency: Scores
+    alpha: float
+
+    def scores_of(self, layer: int, expert: int) -> dict[str, float | None]:
+        """Give the scores of one expert, under the names of the columns of `experts.csv`."""
+        scores = {
+            "selection_frequency": self.frequency,
+            "attribution": self.attribution,
+            "ablation_effect": self.ablation,
+        }
+        found: dict[str, float | None] = {
+            name: None if score is None else score.of(layer, expert)
+            for name, score in scores.items()
+        }
+        found["null_quantile"] = self._null_quantile(layer, expert)
+        return found
+
+    def _null_quantile(self, layer: int, expert: int) -> float | None:
+        """Share of the layer's other experts whose ablation lowers the metric less."""
+        if self.ablation is None:
+            return None
+        own = self.ablation.of(layer, expert)
+        others = np.delete(self.ablation.of_layer(layer), expert)
+        others = others[np.isfinite(others)]
+        if own is None or not len(others):
+            return None
+        return float((others > own).mean())
+
+
+def check_causally(
+    model: MoEModel,
+    prompts: PromptSet,
+    *,
+    frequency: Scores,
+    tests: ExpertTests,
+    mode: str,
+    alpha: float,
+    n_null: int,
+    rng: Generator,
+    batch_size: int | str = "auto",
+) -> CausalCheck:
+    """Choose the experts that carry the refusal, and ablate them on prompts they were not chosen on.
+
+    Args:
+        model: The model.
+        prompts: The prompts of the audit.
+        frequency: Selection frequency of every expert, on which random sets are matched.
+        tests: Tests of harm on every expert, for the comparison with frequency contrast.
+        mode: ``"ban"`` or ``"zero"``.
+        alpha: Level at which an ablation is called causal.
+        n_null: Random expert sets.
+        rng: Source of randomness.
+        batch_size: Rows a batch, or ``"auto"``.
+
+    Returns:
+        What was selected and what its ablation did; where nothing could be checked, why.
+    """
+    metric = _refusal_metric(model)
+    first, second = prompts.split(rng=rng)
+    chosen_on, judged_on = first.select(first.harm), second.select(second.harm)
+    log_odds = measure_many(model, chosen_on, [""], metric=metric, batch_rows=batch_size)[0]
+    refused = float((log_odds > 0).mean())
+    if refused < NEEDED_BASELINE:
+        reason = (
+            f"No causal check: only {refused:.0%} of the harmful prompts open with a refusal, so "
+            "there is no refusal whose experts could be looked for."
+        )
+        return CausalCheck(_not_run(reason, mode), ExpertSet(), None, None, frequency, alpha)
+
+    gradient = attribution(model, chosen_on, metric=metric, batch_size=batch_size)
+    n_all = len(model.architecture.moe_layers) * model.architecture.n_experts
+    candidates = select_experts(-gradient, n=min(N_CANDIDATES, n_all))
+    greedy = greedy_ablation(
+        model,
+        chosen_on,
+        metric=metric,
+        candidates=candidates,
+        mode=mode,
+        stop_at=STOP_AT,
+        max_experts=MAX_EXPERTS,
+    )
+    singles = "all" if n_all <= MAX_SINGLES else candidates
+    single = ablation_effect(model, judged_on, metric=metric, mode=mode, experts=singles)
+    sets = {"selected": greedy.experts}
+    if greedy.experts:
+        sets["frequency_contrast"] = _most_contrasted(tests, len(greedy.experts))
+    judged = [
+        _judge(model, name, experts, judged_on, second, mode, frequency, n_null, alpha, rng)
+        for name, experts in sets.items()
+        if experts
+    ]
+    if not judged:
+        reason = "No causal check: no expert lowered the refusal when it was ablated."
+        return CausalCheck(_not_run(reason, mode), ExpertSet(), gradient, single, frequency, alpha)
+    results = {**judged[0], "sets": judged, "sentence": _sentence(judged)}
+    return CausalCheck(results, greedy.experts, gradient, single, frequency, alpha)
+
+
+def _refusal_metric(model: MoEModel) -> RefusalLogOdds:
+    openers = model.card["refusal"]["openers"] if model.card else None
+    return RefusalLogOdds(model.tokenizer, openers=openers)
+
+
+def _most_contrasted(tests: ExpertTests, n: int) -> ExpertSet:
+    """The experts whose use differs most between harmful and harmless prompts."""
+    frame = tests.to_frame()
+    order = frame["effect"].abs().sort_values(ascending=False, kind="stable").index[:n]
+    return ExpertSet(
+        Expert(int(frame.loc[row, "layer"]), int(frame.loc[row, "expert"])) for row in order
+    )
+
+
+def _judge(
+    model: MoEModel,
+    name: str,
+    experts: ExpertSet,
+    harmful: PromptSet,
+    everything: PromptSet,
+    mode: str,
+    frequency: Scores,
+    n_null: int,
+    alpha: float,
+    rng: Generator,
+) -> dict[str, Any]:
+    """Ablate one set beside its matched null, by the refusals in generated texts."""
+    metric = RefusalRate()
+    null: MatchedNull = matched_null(
+        model,
+        harmful,
+        experts,
+        metric=metric,
+        mode=mode,
+        frequency=frequency,
+        n_draws=n_null,
+        rng=rng,
+    )
+    harmless = everything.select(~everything.harm)
+    benign = measure_many(model, harmless, ["", experts], metric=metric, mode=mode).mean(axis=1)
+    return {
+        "name": name,
+        "metric": metric.name,
+        "unit": metric.unit,
+        "mode": mode,
+        "experts": [str(expert) for expert in experts],
+        "n_prompts": len(harmful),
+        "baseline": null.baseline,
+        "observed": null.observed,
+        "null_mean": float(null.null.mean()),
+        "null_quantiles": {str(q): float(np.quantile(null.null, q)) for q in (0.025, 0.5, 0.975)},
+        "null": [float(value) for value in null.null],
+        "p": null.p_value,
+        "n_draws": len(null.null),
+        "n_distinct": null.n_distinct,
+        "match": null.match(),
+        "benign": {"baseline": float(benign[0]), "observed": float(benign[1])},
+        "causal": bool(null.p_value <= alpha and null.observed < null.baseline),
+    }
+
+
+def _not_run(reason: str, mode: str) -> dict[str, Any]:
+    return {
+        "name": "selected",
+        "metric": RefusalRate.name,
+        "unit": RefusalRate.unit,
+        "mode": mode,
+        "experts": [],
+        "baseline": None,
+        "observed": None,
+        "null_mean": None,
+        "null_quantiles": None,
+        "null": [],
+        "p": None,
+        "n_draws": 0,
+        "n_distinct": 0,
+        "benign": None,
+        "causal": False,
+        "sets": [],
+        "sentence": reason,
+    }
+
+
+def _sentence(judged: list[dict[str, Any]]) -> str:
+    said = [
+        f"{'Ablating' if found['mode'] == 'zero' else 'Banning'} {', '.join(found['experts'])} "
+        f"({_WHICH[found['name']]}) takes refusals of harmful prompts from "
+        f"{found['baseline']:.2f} to {found['observed']:.2f}; random experts matched on layer "
+        f"and use leave {found['null_mean']:.2f} (p = {found['p']:.3g}, {found['n_distinct']} "
+        f"sets): {'causal' if found['causal'] else 'not causal'}."
+        for found in judged
+    ]
+    return " ".join(said)
+
+
+_WHICH = {
+    "selected": "selected by attribution and greedy ablation",
+    "frequency_contrast": "the largest difference in use between harmful and harmless prompts",
+}

@@ -1,0 +1,75 @@
+"""What the audit says in words: its method, its note on spans, and the truth on a card."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from moe_interp.experts import ExpertSet
+
+METHOD = {
+    "unit": "The prompt (or its pair, or its wording, where these repeat) is the unit of every "
+    "test; tokens are never counted as samples, and padding is never counted at all.",
+    "share": "Share of the variance of Hellinger-embedded per-prompt routing profiles that a "
+    "factor explains, less what relabelling alone would give; intervals by the delete-one-unit "
+    "jackknife (95 %).",
+    "random_router": "Gaussian router matrices on the same router inputs with the same top-k; "
+    "what they show is inherited from the hidden states.",
+    "expert_test": "Difference between harmful and harmless prompts in an expert's share of the "
+    "routing, within topics; p_adjusted by the maximum statistic over all experts, q by "
+    "Benjamini-Hochberg.",
+    "selection": "On one half of the prompts: gradient attribution picks candidates, greedy "
+    "ablation adds the one that lowers the refusal most given those taken already, and what "
+    "proves needless is put back.",
+    "causal": "On the other half: the selected experts are ablated beside random sets of experts "
+    "matched on layer, number and selection frequency; the harmless prompts are the control.",
+}
+
+
+def spans_note(verdicts: Mapping[str, str]) -> str:
+    """Say that the answer depends on the tokens, where it does.
+
+    Args:
+        verdicts: Label of each span.
+
+    Returns:
+        One sentence, or an empty text if all spans agree.
+    """
+    if len(set(verdicts.values())) < 2:
+        return ""
+    each = ", ".join(f"{label} on {span} tokens" for span, label in verdicts.items())
+    return f"The answer depends on which tokens are asked: {each}. No claim holds without its span."
+
+
+def card_truth(card: Mapping[str, Any] | None, selected: ExpertSet) -> dict[str, Any] | None:
+    """Compare the selected experts with the safety experts on an organism's card.
+
+    Args:
+        card: The card, or None for a model without ground truth.
+        selected: The experts that the audit selected.
+
+    Returns:
+        Planted and selected experts, precision, recall and a sentence; None without a card.
+    """
+    if card is None:
+        return None
+    planted = ExpertSet(card["truth"]["safety_experts"])
+    common = len(planted & selected)
+    precision = common / len(selected) if selected and planted else None
+    recall = common / len(planted) if planted else None
+    if planted:
+        sentence = (
+            f"Ground truth on the card: the refusal lives in {planted}. Selected: "
+            f"{selected or 'none'} (precision {_figure(precision)}, recall {_figure(recall)})."
+        )
+    else:
+        sentence = "Ground truth on the card: no experts were planted to carry the refusal."
+    return {
+        "safety_experts": [str(expert) for expert in planted],
+        "selected": [str(expert) for expert in selected],
+        "precision": precision,
+        "recall": recall,
+        "sentence": sentence,
+    }
+
+
+def _figure(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:.2f}"
