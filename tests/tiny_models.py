@@ -9,11 +9,20 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 WORDS = """
 the a an of to in on how do can i you my me what where is are was it this that and or not with
-for best way kill process python person computer time light engine make bomb cake bath steal car heart
+for best way kill process python person computer time light engine make bomb cake bath steal car
+heart
 someone cut tree paper find use without password safe harmful good bad old new big small red green
 blue one two three help tell about why should people world story
 """
-VOCABULARY = ["<pad>", "<bos>", "<eos>", "<unk>", *string.punctuation, *string.digits, *WORDS.split()]
+VOCABULARY = [
+    "<pad>",
+    "<bos>",
+    "<eos>",
+    "<unk>",
+    *string.punctuation,
+    *string.digits,
+    *WORDS.split(),
+]
 
 COMMON = {
     "vocab_size": len(VOCABULARY),

@@ -1,6 +1,6 @@
 """MoEModel: an nnsight model that knows its MoE layers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 import torch
@@ -91,8 +91,8 @@ class MoELayers(Mapping[int, MoELayer]):
 class MoEModel:
     """A Mixture-of-Experts model whose routers and experts can be read and edited.
 
-    It wraps an nnsight `TransformersModel` and forwards ``trace``, ``generate``, ``session``,
-    ``edit`` and ``scan`` to it. Made by `load_model`.
+    It wraps an nnsight `TransformersModel` and hands out its ``trace``, ``generate``, ``session``,
+    ``edit`` and ``scan``. Made by `load_model`.
 
     Attributes:
         nnsight: The wrapped nnsight model.
@@ -144,75 +144,40 @@ class MoEModel:
             config, "max_seq_len", None
         )
 
-    def trace(self, *inputs: object, **options: object) -> object:
-        """Open a trace: one forward, whose block reads and edits it (nnsight's ``trace``).
+    # nnsight finds the user's block by the frame that calls these, so they are handed out as they
+    # are instead of being called from here.
 
-        Args:
-            *inputs: Texts, token ids, or an encoding with ``input_ids`` and ``attention_mask``.
-            **options: Passed on to nnsight.
+    @property
+    def trace(self) -> Callable:
+        """Open a block that reads and edits one forward: nnsight's ``trace``.
 
-        Returns:
-            nnsight's tracer.
+        It takes texts, token ids, or an encoding with ``input_ids`` and ``attention_mask``.
         """
-        return self.nnsight.trace(*inputs, **options)
+        return self.nnsight.trace
 
-    def generate(self, *inputs: object, **options: object) -> object:
-        """Open a trace over a generation (nnsight's ``generate``).
+    @property
+    def generate(self) -> Callable:
+        """Open a block over a generation, or just generate: nnsight's ``generate``.
 
-        Args:
-            *inputs: As for `trace`.
-            **options: Passed on to the model's ``generate``, e.g. ``max_new_tokens``.
-
-        Returns:
-            nnsight's tracer, or the token ids if it is not used as a block.
-
-        Raises:
-            ValueError: If beams or several sequences per prompt are asked for.
+        With beams, or several sequences per prompt, a layer's ``pos`` axis runs over all rows of
+        a prompt.
         """
-        for name in ("num_beams", "num_return_sequences"):
-            own = getattr(self.nnsight._module.generation_config, name, None)
-            if (options.get(name) or own or 1) > 1:
-                raise ValueError(
-                    f"`{name}` must be 1, so that each row of a step belongs to one prompt, "
-                    f"got {options.get(name) or own}."
-                )
-        return self.nnsight.generate(*inputs, **options)
+        return self.nnsight.generate
 
-    def session(self, *inputs: object, **options: object) -> object:
-        """Open a session of several traces (nnsight's ``session``).
+    @property
+    def session(self) -> Callable:
+        """Open a session of several traces: nnsight's ``session``."""
+        return self.nnsight.session
 
-        Args:
-            *inputs: Passed on to nnsight.
-            **options: Passed on to nnsight.
+    @property
+    def edit(self) -> Callable:
+        """Open a block whose edits stay with the model: nnsight's ``edit``."""
+        return self.nnsight.edit
 
-        Returns:
-            nnsight's tracer.
-        """
-        return self.nnsight.session(*inputs, **options)
-
-    def edit(self, *inputs: object, **options: object) -> object:
-        """Open a block whose edits stay with the model (nnsight's ``edit``).
-
-        Args:
-            *inputs: Passed on to nnsight.
-            **options: Passed on to nnsight.
-
-        Returns:
-            nnsight's tracer.
-        """
-        return self.nnsight.edit(*inputs, **options)
-
-    def scan(self, *inputs: object, **options: object) -> object:
-        """Trace shapes only (nnsight's ``scan``), where the experts implementation allows it.
-
-        Args:
-            *inputs: As for `trace`.
-            **options: Passed on to nnsight.
-
-        Returns:
-            nnsight's tracer.
-        """
-        return self.nnsight.scan(*inputs, **options)
+    @property
+    def scan(self) -> Callable:
+        """Trace shapes only, where the experts implementation allows it: nnsight's ``scan``."""
+        return self.nnsight.scan
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         """A model named in a block that runs elsewhere arrives there as what the block can use."""

@@ -149,8 +149,6 @@ def read_expert_contributions(layer: "LayerParts") -> 'Float[Tensor, "batch pos 
 
 def read_shared(layer: "LayerParts") -> 'Float[Tensor, "batch pos d_model"]':
     """The shared expert's output before its gate; cloned, for some blocks add into it."""
-    if layer.shared is None:
-        raise ValueError(f"Layer {layer.layer} has no shared expert; see `layer.has_shared`.")
     return own_rows(layer.shared.output)[0].clone()
 
 
@@ -203,6 +201,8 @@ def read(layer: "LayerParts", names: "Sequence[str]") -> "dict[str, Tensor]":
                 f"`{name}` is no quantity of a MoE layer. Known: {(*offered, 'shared_output')}."
             )
     wanted = set(names)
+    if "shared_output" in wanted and not layer.has_shared:
+        raise ValueError(f"Layer {layer.layer} has no shared expert; see `layer.has_shared`.")
     if "shared_output" in wanted:
         wanted |= {"shared", "shared_gate"} if layer.shared_gate is not None else {"shared"}
     found = {}

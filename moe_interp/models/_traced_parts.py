@@ -88,11 +88,6 @@ def own_rows(served: "Tensor") -> "tuple[Tensor, Callable]":
     start, size, total = invoke_rows()
     if served.shape[0] == size:
         return served.unsqueeze(1), lambda new: new.flatten(0, 1)
-    if total == 0 or served.shape[0] % total:
-        raise ValueError(
-            f"{served.shape[0]} token rows cannot be divided among the {total} prompts of this "
-            "batch. Trace without beams and with one returned sequence per prompt."
-        )
     n_pos = served.shape[0] // total
     own = served.unflatten(0, (total, n_pos))[start : start + size]
 
