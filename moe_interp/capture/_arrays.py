@@ -4,7 +4,7 @@ Because every batch writes only the rows of its own tokens and prompts, batches 
 order, and the same plan serves arrays on disk.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 
 import numpy as np
@@ -186,7 +186,7 @@ def to_dataset(
     return xr.Dataset(variables, coords=coords, attrs=attributes)
 
 
-def _texts(values: Sequence[str | None]) -> ndarray:
+def _texts(values: Iterable[str | None]) -> ndarray:
     """Texts of any length; a missing one is empty, which no label can be."""
     return np.array([value or "" for value in values], dtype=object)
 

@@ -54,7 +54,7 @@ def record_routing(
     Random routers are Gaussian matrices in the place of each layer's router. They read the same
     inputs and choose the top-k of their logits; what share of the slots each expert gets is kept
     by prompt and span. They show what routing owes to the hidden states alone. Where two logits
-    meet within a thousandth of their spread, both experts share the slot: else the rounding of a
+    meet within a hundredth of their spread, both experts share the slot: else the rounding of a
     batch would make their choice.
 
     Args:
@@ -69,7 +69,7 @@ def record_routing(
         n_random_routers: How many random routers each layer gets; by default 99 if `rng` is
             given, else none.
         rng: Source of the random routers.
-        progress: Whether to show a progress bar on stderr.
+        progress: Whether to show a progress bar on stderr, if that is a terminal.
 
     Returns:
         The record, prompts in the order given.
@@ -173,11 +173,12 @@ def _run_batch(
 
 
 def _shown(batches: list[list[int]], *, progress: bool) -> Iterable[list[int]]:
-    """The batches, with a progress bar by prompts."""
+    """The batches, with a progress bar where somebody can see it."""
+    console = Console(stderr=True)
     return track(
         batches,
         description="capturing routing",
-        console=Console(stderr=True),
+        console=console,
         transient=True,
-        disable=not progress,
+        disable=not progress or not console.is_terminal,
     )

@@ -56,7 +56,8 @@ def save_dataset(dataset: xr.Dataset, path: Path, *, force: bool) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as draft:
         # Format 2: it specifies texts of any length, and one file that lists all arrays; format 3
         # does not yet, and zarr warns about both.
-        dataset.to_zarr(Path(draft) / "record", zarr_format=2, consolidated=True)
+        plain = _with_plain_texts(dataset).drop_encoding()
+        plain.to_zarr(Path(draft) / "record", zarr_format=2, consolidated=True)
         if path.exists():
             shutil.move(path, Path(draft) / "replaced")
         shutil.move(Path(draft) / "record", path)
@@ -93,9 +94,14 @@ def open_dataset(path: Path) -> xr.Dataset:
             f"version {SCHEMA_VERSION}. Capture it again, or install the moe_interp that wrote it: "
             f"{dataset.attrs.get('versions')}."
         )
+    return _with_plain_texts(dataset, only=("prompt", "span"))
+
+
+def _with_plain_texts(dataset: xr.Dataset, *, only: tuple[str, ...] | None = None) -> xr.Dataset:
+    """Texts as plain Python strings, which every numpy and zarr knows, along `only` these axes."""
     texts = {
         name: (coord.dims, np.array(coord.values.tolist(), dtype=object))
         for name, coord in dataset.coords.items()
-        if coord.dims == ("prompt",) and coord.dtype.kind not in "biuf"
+        if coord.dtype.kind not in "biuf" and (only is None or coord.dims[0] in only)
     }
     return dataset.assign_coords(texts)

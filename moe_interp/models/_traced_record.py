@@ -14,7 +14,7 @@ from moe_interp.models._traced import MoELayer, read
 
 MAX_RANDOM_LOGITS = 2**22
 # Part of the logits' spread within which two experts share a slot, see `shared_top_k`.
-NEAR_TIE = 1e-3
+NEAR_TIE = 1e-2
 
 
 def record_layers(
