@@ -13,6 +13,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from moe_interp.errors import UnsupportedArchitectureError
 from moe_interp.models._model import MoEModel
@@ -130,18 +131,23 @@ def _config(name: str, place: str, remote: dict[str, object]) -> object:
             f"There is no model {name!r}: no such folder here, and the Hugging Face Hub does not "
             f"give it ({str(error).splitlines()[0]})"
         ) from error
+    except ValueError as error:
+        raise UnsupportedArchitectureError(
+            f"The configuration of {name!r} is of no type that transformers knows "
+            f"({str(error).splitlines()[0]}). Tested families: {', '.join(SUPPORTED)}."
+        ) from error
 
 
 def _check_structure(config: object, trust_remote_code: bool) -> None:
     """Refuse a model on its bare structure, before any weight is read or downloaded."""
-    try:
-        with torch.device("meta"):
-            skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except ValueError as error:
+    own_code = trust_remote_code and hasattr(config, "auto_map")
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not own_code:
         raise UnsupportedArchitectureError(
             f"A model of type {config.model_type!r} is no causal language model. "
             f"Tested families: {', '.join(SUPPORTED)}."
-        ) from error
+        )
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     find_sites(skeleton)
 
 
