@@ -52,6 +52,7 @@ _PUBLIC = {
     "show_tokens": "viz",
     "plot_experts": "viz",
     "plot_decomposition": "viz",
+    "plot_causal": "viz",
     "write_report": "viz",
     "AuditResult": "audit",
     "run_audit": "audit",

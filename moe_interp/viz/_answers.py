@@ -60,6 +60,9 @@ def verdict(results: Mapping[str, Any]) -> str:
     label, span = results["verdict"], results["primary_span"]
     disagreement = words.spans_disagree(results)
     note = str(results.get("verdict_note") or "")
+    if any(str(label) in note for label in (results.get("verdicts") or {}).values()):
+        # It says in labels what the sentence on disagreement says in words.
+        note = ""
     loud = ""
     if disagreement:
         loud = (

@@ -38,12 +38,6 @@ NOTES = {
     "is due to the router itself.",
     "Tokens": "Every number belongs to a named set of tokens: user tokens are the user's own "
     "text, prompt tokens include the chat template, last is the last token before the answer.",
-    "p-values": "Harm labels are exchanged between matched prompts, whole groups that share "
-    "their wording together, because tokens and reworded prompts are not independent. Adjusted "
-    "p-values hold for all experts at once.",
-    "Causal check": "Experts are chosen on one half of the prompts and taken out on the other. "
-    "The null is what the same number of random experts does, drawn from the same layers and "
-    "matched on how often they are used.",
     "What this does not say": "That an expert is used more for harmful prompts does not make it "
     "matter for refusing them, and the reverse. The two questions are answered separately.",
 }

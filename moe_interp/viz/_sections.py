@@ -9,12 +9,6 @@ from moe_interp.viz._html import Raw, absent, definitions, figure, plain, sectio
 from moe_interp.viz._plot_experts import QUANTITIES
 from moe_interp.viz._tables import finite
 
-_SCHEMES = {
-    "wording": "wording (both members of all pairs that share it move together)",
-    "wording_pair": "pairs of wordings",
-    "pair": "pair of matched prompts",
-    "within_topic": "prompt within its topic",
-}
 TOP_EXPERTS = 12
 
 
@@ -164,7 +158,7 @@ def prompts(results: Mapping[str, Any]) -> str:
         f"harmful, {words.number(given.get('n_harmless'))} harmless",
         "matched pairs": words.number(given.get("n_pairs")),
         "topics": ", ".join(map(str, given.get("topics") or [])),
-        "exchange unit": _SCHEMES.get(str(given.get("scheme")), given.get("scheme")),
+        "exchange unit": given.get("scheme"),
         "digest (SHA-256)": str(given.get("digest") or words.NOT_MEASURED)[:16],
     }
     warnings = given.get("warnings") or []
@@ -185,8 +179,13 @@ def truth(results: Mapping[str, Any]) -> str:
     known = results.get("truth")
     if not known:
         return ""
-    facts = {str(key).replace("_", " "): plain(value) for key, value in known.items()}
-    return section("truth", "Against the planted truth", definitions(facts))
+    said = f"<p>{escape(str(known['sentence']))}</p>" if known.get("sentence") else ""
+    facts = {
+        str(key).replace("_", " "): plain(value)
+        for key, value in known.items()
+        if key != "sentence"
+    }
+    return section("truth", "Against the planted truth", said + definitions(facts))
 
 
 def method(results: Mapping[str, Any], notes: Mapping[str, str]) -> str:
@@ -206,7 +205,7 @@ def method(results: Mapping[str, Any], notes: Mapping[str, str]) -> str:
     return section(
         "method",
         "How to read this",
-        f'<dl class="notes">{body}</dl><h3>This run</h3>{definitions(done)}',
+        f'<dl class="notes">{body}</dl><h3>How it was done</h3>{definitions(done)}',
     )
 
 

@@ -110,6 +110,22 @@ def test_spans_that_disagree_are_said_loudly(written):
     assert "topic-driven on user and prompt tokens; harm-driven on last tokens" in document
 
 
+def test_a_note_that_repeats_the_labels_is_not_said_twice(written):
+    text = text_of(written(verdict_note="It depends: topic_driven on user, harm_driven on last."))
+    assert "It depends" not in text
+    assert "The spans disagree" in text
+
+
+def test_another_note_is_said_beside_it(written):
+    assert "Only 40 prompts." in text_of(written(verdict_note="Only 40 prompts."))
+
+
+def test_the_planted_truth_is_compared_in_its_own_words(written, results):
+    results["truth"]["sentence"] = "Both planted experts were found."
+    text = text_of(written())
+    assert "truth Both planted experts were found. safety experts L5E8, L5E9 precision" in text
+
+
 def test_spans_that_agree_are_not_said_to_disagree(written):
     document = written(verdicts=dict.fromkeys(("user", "prompt", "last"), "topic_driven"))
     assert 'class="note loud"' not in document
