@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from moe_interp.errors import DesignError
-from moe_interp.stats._profile import RoutingProfile
+from moe_interp.stats._profile import RoutingProfile, centred
 from moe_interp.stats._schemes import (
     SCHEMES,
     Exchange,
@@ -66,8 +66,7 @@ class Design:
         Returns:
             The points, less the mean profile, which no share depends on.
         """
-        points = profile.embedding[self.rows]
-        return points - points.mean(axis=0)
+        return centred(profile.embedding[self.rows])
 
 
 def make_design(profile: RoutingProfile, scheme: str, *, need_topics: bool) -> Design:

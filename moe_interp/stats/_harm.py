@@ -190,9 +190,9 @@ def _count_harm(
         collect = csr_array((weights, (position, np.arange(len(members)))))
         parts.append((units, collect @ own, sizes[topic]))
     exhaustive = is_exhaustive(exchange, n_resamples)
-    scale = {name: _with_total(sums[f"null_{name}"]) for name in ("harm", "nested")}
+    total = _with_total(sums["total"])
     tallies = [
-        Tally(_with_total(sums[name]), scale=scale[name], exhaustive=exhaustive)
+        Tally(_with_total(sums[name]), total=total, exhaustive=exhaustive)
         for name in ("harm", "nested")
     ]
     for labels in draw_labels(exchange, n_resamples, rng, width=features.shape[1]):
@@ -223,9 +223,7 @@ def _count_topic(
     collect = csr_array((np.ones(design.n_prompts), (exchange.unit, np.arange(design.n_prompts))))
     unit_sums = collect @ features
     scaled, _ = topic_rows(design, np.ones(design.n_prompts, dtype=bool))
-    tally = Tally(
-        _with_total(sums["topic"]), scale=_with_total(sums["null_topic"]), exhaustive=False
-    )
+    tally = Tally(_with_total(sums["topic"]), total=_with_total(sums["total"]), exhaustive=False)
     n_columns = scaled.shape[1]
     width = n_columns * max(exchange.n_units, features.shape[1])
     for labels in draw_labels(exchange, n_resamples, rng, width=width):

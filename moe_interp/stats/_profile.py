@@ -10,6 +10,7 @@ from numpy import ndarray
 
 # Half-precision shares of a few thousand slots still add up to 1 within this.
 _SUM_TOLERANCE = 1e-3
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,6 +185,21 @@ def hellinger_embedding(shares: Float[ndarray, "*axes"]) -> Float[ndarray, "*axe
         The points, in double precision.
     """
     return np.sqrt(np.asarray(shares, dtype=np.float64) / 2)
+
+
+def centred(points: Float[ndarray, "prompt layer expert"]) -> Float[ndarray, "prompt layer expert"]:
+    """Take off the mean profile, which no share depends on.
+
+    Args:
+        points: Points of all prompts.
+
+    Returns:
+        The points less their mean, exactly 0 where they differ by rounding alone: a layer that
+        routes every prompt alike must not be tested on its last bits.
+    """
+    shifted = points - points.mean(axis=0)
+    shifted[np.abs(shifted) < _ROUNDING] = 0.0
+    return shifted
 
 
 def _labels(

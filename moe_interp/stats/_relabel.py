@@ -14,6 +14,7 @@ _CHUNK_NUMBERS = 2**21
 # Sums that are equal on paper differ in the last bits; counting near ties as ties keeps the
 # p-value from coming out too small (scipy.stats.permutation_test does the same).
 TIE_TOLERANCE = 1e-9
+_ROUNDING = 1e-12
 
 
 def check_resamples(n_resamples: int, alpha: float) -> None:
@@ -93,8 +94,8 @@ class Tally:
     """Counts how many relabellings reach the observed statistic, chunk by chunk.
 
     Args:
-        observed: The observed statistic, one or several.
-        scale: Size of the statistic under the null; ties are judged relative to it.
+        observed: The observed statistic, one or several; sums of squares.
+        total: Total sum of squares that each is a part of; its rounding error is a tie too.
         exhaustive: Whether the relabellings are all there are, the observed one included.
     """
 
@@ -102,10 +103,10 @@ class Tally:
         self,
         observed: Float[ndarray, " statistic"],
         *,
-        scale: Float[ndarray, " statistic"],
+        total: Float[ndarray, " statistic"],
         exhaustive: bool,
     ) -> None:
-        self._threshold = observed - TIE_TOLERANCE * (np.abs(observed) + scale)
+        self._threshold = observed * (1 - TIE_TOLERANCE) - _ROUNDING * total
         self._reached = np.zeros(len(observed), dtype=int)
         self._draws = 0
         self._exhaustive = exhaustive

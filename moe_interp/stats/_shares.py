@@ -20,7 +20,7 @@ from scipy.stats import t as student_t
 
 from moe_interp.stats._design import Design, make_design
 from moe_interp.stats._forms import SumsOfSquares
-from moe_interp.stats._profile import RoutingProfile, hellinger_embedding
+from moe_interp.stats._profile import RoutingProfile, centred, hellinger_embedding
 from moe_interp.stats._results import plain
 
 if TYPE_CHECKING:
@@ -303,7 +303,7 @@ def _random_shares(
         points = hellinger_embedding(
             rearrange(chunk, "draw prompt layer expert -> prompt (draw layer) expert")
         )
-        sums = SumsOfSquares(design, points - points.mean(axis=0))
+        sums = SumsOfSquares(design, centred(points))
         full.append(_draw_shares(sums(), n_layers))
         left_out.append(_stack([_draw_shares(sums(keep), n_layers) for keep in kept]))
     # A random router that routes every prompt alike shows nothing of any factor.

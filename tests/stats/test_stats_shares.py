@@ -8,8 +8,8 @@ from moe_interp.stats import RoutingProfile, routing_shares
 FACTORS = ("topic", "harm", "interaction", "harm_total")
 
 
-def profile_under(simulate, scheme, rng, **effects):
-    labels = simulate.labels(scheme, n_wordings=8)
+def profile_under(simulate, scheme, rng, *, n_wordings=8, **effects):
+    labels = simulate.labels(scheme, n_wordings=n_wordings)
     return simulate.profile(labels, simulate.shares(labels, rng, **effects))
 
 
@@ -21,12 +21,12 @@ def random_profiles(profile, rng, n_draws=5):
 
 def test_shares_average_zero_when_nothing_happens(simulate, scheme, rng):
     found = []
-    for _ in range(60):
-        profile = profile_under(simulate, scheme, rng, topic=0.0, wording=0.3)
+    for _ in range(40):
+        profile = profile_under(simulate, scheme, rng, n_wordings=4, topic=0.0, wording=0.3)
         shares = routing_shares(profile)
         found.append([shares.pooled(factor)[0] for factor in FACTORS])
-    # The mean of 60 lies within 4 standard errors, but for about one run in 4,000.
-    mean, error = np.mean(found, axis=0), np.std(found, axis=0) / np.sqrt(60)
+    # The mean of 40 lies within 4 standard errors, but for about one run in 4,000.
+    mean, error = np.mean(found, axis=0), np.std(found, axis=0) / np.sqrt(40)
     assert (np.abs(mean) < 4 * error).all(), dict(zip(FACTORS, mean / error, strict=True))
 
 
@@ -44,7 +44,7 @@ def test_finds_topic_harm_and_harm_by_topic_where_they_are(simulate, scheme, rng
 
 
 def test_replicates_are_the_shares_with_one_unit_left_out(simulate, scheme, rng):
-    profile = profile_under(simulate, scheme, rng, harm=0.3)
+    profile = profile_under(simulate, scheme, rng, n_wordings=4, harm=0.3)
     shares = routing_shares(profile)
     units = {
         "wording_pair": profile.wording,
@@ -74,17 +74,17 @@ def test_intervals_cover_the_share_of_many_prompts(simulate, rng):
     population = simulate.profile(labels, shapes)
     truth = {f: routing_shares(population).pooled(f)[0] for f in ("topic", "harm")}
     inside = dict.fromkeys(truth, 0)
-    for _ in range(100):
+    for _ in range(60):
         chosen = [
-            rng.choice(np.unique(population.pair[population.topic == topic]), 24, replace=False)
+            rng.choice(np.unique(population.pair[population.topic == topic]), 12, replace=False)
             for topic in np.unique(population.topic.astype(str))
         ]
         shares = routing_shares(population.select(np.isin(population.pair, np.concatenate(chosen))))
         for factor, value in truth.items():
             _, low, high = shares.pooled(factor)
             inside[factor] += low <= value <= high
-    # At 95 % coverage 87 or fewer of 100 happen once in 700 runs.
-    assert min(inside.values()) >= 88, inside
+    # At 95 % coverage fewer than 51 of 60 happen about once in 1,000 runs.
+    assert min(inside.values()) >= 51, inside
 
 
 def test_random_band_is_made_of_the_shares_of_each_draw(simulate, scheme, rng):

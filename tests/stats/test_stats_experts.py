@@ -1,0 +1,186 @@
+import json
+from itertools import product
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from moe_interp.errors import DesignError
+from moe_interp.stats import RoutingProfile, expert_tests
+
+
+def profile_under(simulate, scheme, rng, *, n_wordings=8, **effects):
+    labels = simulate.labels(scheme, n_wordings=n_wordings)
+    return simulate.profile(labels, simulate.shares(labels, rng, **effects))
+
+
+def pair_differences(profile):
+    rows = [np.flatnonzero(profile.pair == pair) for pair in dict.fromkeys(profile.pair)]
+    return np.stack(
+        [
+            profile.shares[own[profile.harm[own]][0]] - profile.shares[own[~profile.harm[own]][0]]
+            for own in rows
+        ]
+    )
+
+
+def test_effect_is_the_mean_difference_of_matched_prompts(simulate, rng):
+    profile = profile_under(simulate, "pair", rng, harm=0.5)
+    found = expert_tests(profile, n_resamples=99, rng=rng)
+    assert np.allclose(found.effect, pair_differences(profile).mean(axis=0))
+
+
+def test_effect_of_confounded_labels_is_that_of_regression_on_topic_and_harm(simulate, rng):
+    labels = simulate.unbalanced(rng)
+    profile = simulate.profile(labels, simulate.shares(labels, rng, harm=0.5))
+    topics = profile.topic[:, None] == np.unique(profile.topic.astype(str))
+    model = np.hstack([topics, profile.harm[:, None]]).astype(float)
+    shares = profile.shares.reshape(profile.n_prompts, -1)
+    expected = np.linalg.lstsq(model, shares, rcond=None)[0][-1]
+    found = expert_tests(profile, n_resamples=99, rng=rng)
+    assert np.allclose(found.effect.reshape(-1), expected)
+
+
+def test_interval_leaves_out_one_unit_at_a_time(simulate, rng):
+    profile = profile_under(simulate, "wording_pair", rng, harm=0.5)
+    found = expert_tests(profile, n_resamples=127, rng=rng)
+    left_out = np.stack(
+        [
+            pair_differences(profile.select(profile.wording != wording)).mean(axis=0)
+            for wording in np.unique(profile.wording.astype(str))
+        ]
+    )
+    error = np.sqrt(7 / 8 * ((left_out - left_out.mean(axis=0)) ** 2).sum(axis=0))
+    assert np.allclose(found.high - found.effect, 2.364624 * error)
+    assert np.allclose(found.effect - found.low, 2.364624 * error)
+
+
+def test_p_of_matched_pairs_is_that_of_the_paired_t_test(simulate, rng):
+    profile = profile_under(simulate, "pair", rng, harm=0.3)
+    found = expert_tests(profile, n_resamples=99, rng=rng)
+    expected = stats.ttest_1samp(pair_differences(profile), 0)
+    assert np.allclose(found.p, expected.pvalue)
+    assert (np.sign(found.statistic) == np.sign(expected.statistic)).all()
+
+
+def test_p_within_one_topic_is_that_of_the_correlation(simulate, rng):
+    labels = simulate.labels("within_topic", n_topics=1, n_wordings=12)
+    profile = simulate.profile(labels, simulate.shares(labels, rng, harm=0.3))
+    found = expert_tests(profile, n_resamples=99, rng=rng)
+    expected = stats.pearsonr(profile.harm.astype(float), profile.shares[:, 1, 2])
+    assert found.p[1, 2] == pytest.approx(expected.pvalue)
+
+
+def test_q_is_benjamini_hochberg_over_all_experts(simulate, rng):
+    found = expert_tests(profile_under(simulate, "pair", rng, harm=0.2), n_resamples=99, rng=rng)
+    p = found.p.reshape(-1)
+    rank = stats.rankdata(p, method="max")
+    expected = [
+        min(min(1.0, p[j] * len(p) / rank[j]) for j in np.flatnonzero(p >= own)) for own in p
+    ]
+    assert np.allclose(found.q.reshape(-1), expected)
+
+
+def test_adjusted_p_is_that_of_every_sign_pattern_and_the_largest_expert(simulate, rng):
+    profile = profile_under(simulate, "wording_pair", rng, harm=0.2)
+    found = expert_tests(profile, n_resamples=9999, rng=rng)
+    names = list(dict.fromkeys(profile.wording))
+    units = np.stack(
+        [pair_differences(profile.select(profile.wording == name)).sum(axis=0) for name in names]
+    )
+    spread = np.sqrt((units**2).sum(axis=0))
+    observed = np.abs(units.sum(axis=0) / spread)
+    reached = np.zeros_like(observed)
+    for signs in product((-1, 1), repeat=len(names)):
+        drawn = np.abs(np.einsum("u,ule->le", np.array(signs), units) / spread).max()
+        reached += drawn >= observed - 1e-9
+    assert found.n_resamples == 2**7
+    assert np.allclose(found.p_adjusted, reached / 2**8)
+
+
+def test_statistic_has_unit_spread_under_relabelling(simulate, scheme, rng):
+    # The same shares under labels drawn anew by the scheme itself; topics are kept.
+    labels = simulate.labels(scheme, n_wordings=8)
+    drawn = []
+    for _ in range(150):
+        profile = simulate.profile(
+            labels, simulate.shares(labels, rng, n_layers=1, n_experts=4, wording=0.3)
+        )
+        drawn.append(expert_tests(profile, n_resamples=19, rng=rng).statistic)
+    # The mean square of 600 dependent values; outside this range about once in 1,000 runs.
+    assert 0.75 < np.mean(np.square(drawn)) < 1.3
+    assert abs(np.mean(drawn)) < 0.3
+
+
+def test_finds_nothing_more_often_than_the_level_allows(simulate, scheme, rng):
+    found = [
+        expert_tests(
+            profile_under(simulate, scheme, rng, n_layers=1, wording=0.7), n_resamples=127, rng=rng
+        )
+        for _ in range(100)
+    ]
+    # 14 or more of 100 happen about once in 2,000 runs at a level of 5 %.
+    assert np.mean([own.p_adjusted.min() <= 0.05 for own in found]) <= 0.13
+    # Each expert alone: 500 dependent tests, clustered by run.
+    assert np.mean([own.p <= 0.05 for own in found]) <= 0.09
+
+
+def test_finds_the_planted_expert(simulate, scheme, rng):
+    labels = simulate.labels(scheme, n_wordings=8)
+    shares = simulate.shares(labels, rng)
+    moved = np.array(labels.harm)
+    shares[moved, 1, 3] += 0.5
+    shares /= shares.sum(axis=2, keepdims=True)
+    found = expert_tests(simulate.profile(labels, shares), n_resamples=999, rng=rng)
+    assert found.effect.argmax() == 1 * 6 + 3
+    assert found.low[1, 3] > 0
+    assert found.p_adjusted[1, 3] <= 0.02
+    assert "the strongest is L1E3" in found.summary()
+
+
+def test_an_expert_that_never_changes_has_p_one(simulate, scheme, rng):
+    profile = profile_under(simulate, scheme, rng, harm=0.5)
+    profile.shares[:, 0] = profile.shares[0, 0]
+    found = expert_tests(profile, n_resamples=127, rng=rng)
+    assert (found.p[0] == 1).all()
+    assert (found.p_adjusted[0] == 1).all()
+    assert (np.abs(found.effect[0]) < 1e-12).all()
+
+
+def test_results_follow_the_experts_when_they_are_renamed(simulate, scheme, rng):
+    profile = profile_under(simulate, scheme, rng, harm=0.3)
+    order = rng.permutation(profile.n_experts)
+    renamed = RoutingProfile(**{**vars(profile), "shares": profile.shares[:, :, order]})
+    ours, theirs = (
+        expert_tests(own, n_resamples=99, rng=np.random.default_rng(0))
+        for own in (profile, renamed)
+    )
+    assert np.allclose(ours.p_adjusted[:, order], theirs.p_adjusted)
+    assert np.allclose(ours.low[:, order], theirs.low)
+
+
+def test_swapping_harmful_and_harmless_turns_the_effect_around(simulate, scheme, rng):
+    profile = profile_under(simulate, scheme, rng, harm=0.3)
+    swapped = RoutingProfile(**{**vars(profile), "harm": ~profile.harm})
+    ours, theirs = (
+        expert_tests(own, n_resamples=19, rng=np.random.default_rng(0), alpha=0.1)
+        for own in (profile, swapped)
+    )
+    assert np.allclose(ours.effect, -theirs.effect)
+    assert np.allclose(ours.statistic, -theirs.statistic)
+
+
+def test_table_names_absolute_layers(simulate, rng):
+    profile = profile_under(simulate, "pair", rng)
+    later = RoutingProfile(**{**vars(profile), "layers": (4, 9)})
+    found = expert_tests(later, n_resamples=19, rng=rng)
+    frame = found.to_frame()
+    assert frame["layer"].tolist() == [4] * 6 + [9] * 6
+    assert frame["effect"].iloc[7] == found.effect[1, 1]
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_refuses_too_few_units(simulate, rng):
+    profile = profile_under(simulate, "wording_pair", rng, n_wordings=5)
+    with pytest.raises(DesignError, match=r"5 such units allow no p-value below 0.0625"):
+        expert_tests(profile, rng=rng)
