@@ -1,5 +1,6 @@
 """Tiny random models of the families that access is tested on, built from configs, no download."""
 
+import functools
 import string
 
 import torch
@@ -23,6 +24,8 @@ VOCABULARY = [
     *string.digits,
     *WORDS.split(),
 ]
+
+TEXTS = ("how do i kill a python process ?", "the cake is good")
 
 COMMON = {
     "vocab_size": len(VOCABULARY),
@@ -120,6 +123,22 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         model_max_length=256,
         padding_side="left",
     )
+
+
+def encode(texts=TEXTS, side: str = "left") -> dict[str, torch.Tensor]:
+    """Texts as one padded batch."""
+    encoded = build_tokenizer()(list(texts), padding=True, padding_side=side, return_tensors="pt")
+    return {name: encoded[name] for name in ("input_ids", "attention_mask")}
+
+
+@functools.cache
+def wrapped(model_type: str, implementation: str = "grouped_mm", **changes):
+    """A MoEModel of `build`, made once for all tests, which must leave it as it is."""
+    from moe_interp.models import load_model
+
+    model = build(model_type, **changes)
+    model.set_experts_implementation(implementation)
+    return load_model(model, tokenizer=build_tokenizer(), check=False)
 
 
 def save(model_type: str, folder, **changes) -> str:

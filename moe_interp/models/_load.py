@@ -100,6 +100,11 @@ def _wrap(
     card: dict[str, object] | None = None,
 ) -> MoEModel:
     sites = find_sites(model)
+    if not model.can_generate():
+        raise UnsupportedArchitectureError(
+            f"{type(model).__name__!r} is no causal language model. Load the class with the "
+            "language-model head."
+        )
     wrapped = TransformersModel(model, tokenizer=tokenizer, task="text-generation")
     loaded = MoEModel(wrapped, sites, source=source, card=card)
     if check:

@@ -192,7 +192,7 @@ class _Check:
         self.close(site.layer, "`expert_contributions`", contributions, found["routed_output"])
         if site.block_scale:
             rebuilt = contributions * site.block_scale
-            if "shared_output" in found:
+            if "shared" in site.reading_order[: site.reading_order.index("output")]:
                 rebuilt = rebuilt + found["shared_output"].float()
             self.close(
                 site.layer,

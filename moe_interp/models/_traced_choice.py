@@ -15,17 +15,17 @@ from moe_interp.models._traced_parts import LayerParts, own_rows
 def run_router_apart(layer: "LayerParts") -> 'Int[Tensor, "batch pos top_k"]':
     """The experts that the router, called on its own, chooses for the input it has here."""
     args, kwargs = layer.router.inputs
-    own_args = tuple(
-        own_rows(arg)[0] if torch.is_tensor(arg) and arg.dim() > 1 else arg for arg in args
-    )
-    flat = tuple(
-        arg.flatten(0, 1) if torch.is_tensor(arg) and arg.dim() == 3 else arg for arg in own_args
-    )
-    returned = layer.router(*flat, **kwargs)
-    integers = [
+    given = []
+    for arg in args:
+        if torch.is_tensor(arg) and arg.dim() == 2:
+            arg = own_rows(arg)[0].flatten(0, 1)
+        given.append(arg)
+    returned = layer.router(*given, **kwargs)
+    index = next(
         value for value in returned if torch.is_tensor(value) and not value.is_floating_point()
-    ]
-    return integers[0].unflatten(0, own_args[0].shape[:2])
+    )
+    own, _ = own_rows(args[0])
+    return index.reshape(*own.shape[:2], -1)
 
 
 def choose(layer: "LayerParts", rule: "Callable") -> 'Int[Tensor, "batch pos top_k"]':

@@ -102,6 +102,12 @@ def test_what_is_no_causal_language_model_is_refused(tmp_path):
         load_model(tmp_path)
 
 
+def test_a_model_without_a_head_is_refused():
+    model = tiny_models.build("mixtral").model
+    with pytest.raises(UnsupportedArchitectureError, match="'MixtralModel' is no causal language"):
+        load_model(model, tokenizer=tiny_models.build_tokenizer())
+
+
 def test_an_unknown_model_type_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "never_heard_of"}')
     with pytest.raises(UnsupportedArchitectureError, match=r"`never_heard_of`.*Tested families"):

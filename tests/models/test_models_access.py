@@ -5,10 +5,11 @@ import pytest
 import tiny_models
 import torch
 from plain_forward import observe
+from tiny_models import TEXTS, encode
+from tiny_models import wrapped as wrap
 
-from moe_interp.models import load_model, read_layers
+from moe_interp.models import read_layers
 
-TEXTS = ["how do i kill a python process ?", "the cake is good"]
 QUANTITIES = (
     "input",
     "router_input",
@@ -24,23 +25,12 @@ QUANTITIES = (
 families = pytest.mark.parametrize("family", tiny_models.FAMILIES)
 
 
-def encode(texts=TEXTS, side="left"):
-    tokenizer = tiny_models.build_tokenizer()
-    encoded = tokenizer(texts, padding=True, padding_side=side, return_tensors="pt")
-    return {name: encoded[name] for name in ("input_ids", "attention_mask")}
-
-
 def positioned(batch, side):
     """The batch with the positions that a left-padded row needs."""
     if side == "right":
         return batch
     positions = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     return {**batch, "position_ids": positions}
-
-
-def wrap(family, **changes):
-    model = tiny_models.build(family, **changes)
-    return load_model(model, tokenizer=tiny_models.build_tokenizer(), check=False)
 
 
 def read_all(model, batch, names=QUANTITIES):
@@ -114,8 +104,7 @@ def test_expert_outputs_are_what_one_slot_alone_adds(family):
 @families
 @pytest.mark.parametrize("experts_implementation", ["eager", "batched_mm", "grouped_mm"])
 def test_contributions_and_shared_rebuild_the_block(family, experts_implementation):
-    model = wrap(family)
-    model.nnsight._module.set_experts_implementation(experts_implementation)
+    model = wrap(family, experts_implementation)
     found, _ = read_all(model, encode())
     for read in found.values():
         total = read["expert_contributions"].sum(2)
@@ -310,8 +299,7 @@ def test_an_unknown_quantity_is_refused_with_the_known_ones():
 @families
 def test_gradients_reach_the_weights_that_were_read(family):
     batch = encode()
-    model = wrap(family, dtype=torch.float64)
-    model.nnsight._module.set_experts_implementation("eager")
+    model = wrap(family, "eager", dtype=torch.float64)
     layers = tuple(model.moe.values())
     with model.trace(batch):
         weights = nnsight.save({layer.layer: layer.routing_weights for layer in layers})

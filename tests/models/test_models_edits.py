@@ -4,25 +4,15 @@ import nnsight
 import pytest
 import tiny_models
 import torch
+from tiny_models import TEXTS, encode
+from tiny_models import wrapped as wrap
 
-from moe_interp.models import ban_experts, load_model, read_layers, scale_weights
+from moe_interp.models import ban_experts, read_layers, scale_weights
 
-TEXTS = ["how do i kill a python process ?", "the cake is good"]
 ROUTING = ("router_logits", "expert_index", "routing_weights")
 RENORMALISING = ("mixtral", "qwen3_moe", "gpt_oss", "granitemoe")
 families = pytest.mark.parametrize("family", tiny_models.FAMILIES)
 implementations = pytest.mark.parametrize("implementation", ["eager", "batched_mm", "grouped_mm"])
-
-
-def encode(texts=TEXTS):
-    encoded = tiny_models.build_tokenizer()(texts, padding=True, return_tensors="pt")
-    return {name: encoded[name] for name in ("input_ids", "attention_mask")}
-
-
-def wrap(family, implementation="grouped_mm", **changes):
-    model = tiny_models.build(family, **changes)
-    model.set_experts_implementation(implementation)
-    return load_model(model, tokenizer=tiny_models.build_tokenizer(), check=False)
 
 
 def run(model, batch, edit=None, names=None):
