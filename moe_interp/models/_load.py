@@ -61,7 +61,7 @@ def load_model(
         UnsupportedArchitectureError: If its experts cannot be read exactly.
         RoutingMismatchError: If the self-check finds that they are not.
         UnsupportedVersionError: If nnsight or transformers is of a release that was not tested.
-        FileNotFoundError: If there is no such model.
+        FileNotFoundError: If there is no such model, or no tokenizer beside it.
         ValueError: If a loaded model comes without a tokenizer.
     """
     check_versions()
@@ -85,10 +85,10 @@ def load_model(
         "device_map": "auto" if device == "auto" else None,
     }
     options = {key: value for key, value in options.items() if value is not None}
+    tokenizer = tokenizer or _tokenizer(name, place, remote)
     model = AutoModelForCausalLM.from_pretrained(place, **remote, **options).eval()
     if device != "auto":
         model = model.to(_device(device))
-    tokenizer = tokenizer or AutoTokenizer.from_pretrained(place, **remote)
     return _wrap(model, tokenizer, name, check, _card(place))
 
 
@@ -140,6 +140,16 @@ def _config(name: str, place: str, remote: dict[str, object]) -> object:
         raise UnsupportedArchitectureError(
             f"The configuration of {name!r} is of no type that transformers knows "
             f"({str(error).splitlines()[0]}). Tested families: {', '.join(SUPPORTED)}."
+        ) from error
+
+
+def _tokenizer(name: str, place: str, remote: dict[str, object]) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(place, **remote)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"{name!r} holds no tokenizer that can be read ({str(error).splitlines()[0]}) "
+            "Save one beside the weights, or pass `tokenizer=`."
         ) from error
 
 

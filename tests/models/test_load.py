@@ -45,6 +45,13 @@ def test_a_loaded_model_needs_its_tokenizer():
     assert loaded.nnsight._module is model
 
 
+def test_a_folder_without_tokenizer_says_so(tmp_path):
+    tiny_models.build("mixtral").save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"holds no tokenizer .* or pass `tokenizer=`"):
+        load_model(tmp_path)
+    assert load_model(tmp_path, tokenizer=tiny_models.build_tokenizer()).architecture.top_k == 2
+
+
 def test_the_architecture_is_told_in_json(tiny_checkpoint):
     told = load_model(tiny_checkpoint("deepseek_v3"), check=False).architecture.to_dict()
     assert json.loads(json.dumps(told)) == told
