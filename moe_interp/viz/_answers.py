@@ -102,7 +102,8 @@ def causal(results: Mapping[str, Any]) -> str:
     check = results.get("causal")
     title = '<section id="causal"><h2>Do the selected experts matter?</h2>'
     if not check or finite(check.get("observed")) is None:
-        return f'{title}<p class="answer">Not measured.</p></section>'
+        why = escape(str((check or {}).get("sentence") or ""))
+        return f'{title}<p class="answer">Not measured.</p><p>{why}</p></section>'
     found = check.get("causal")
     answer = {
         True: "Yes, beyond random experts that are used as much.",

@@ -137,9 +137,13 @@ def top_experts(results: Mapping[str, Any]) -> str:
                 words.number(row.get("null_quantile")),
             ]
         )
-    return section(
-        "top", "Experts worth a look", table(head, cells, caption=f"First {len(rows)} experts")
+    note = (
+        '<p class="caption">Attribution is the predicted, ablation effect the exact change of the '
+        "metric when the expert alone is taken out. Null quantile: the share of the other experts "
+        "of its layer whose ablation lowers the metric less.</p>"
     )
+    listed = table(head, cells, caption=f"{len(rows)} experts, the selected ones first")
+    return section("top", "Experts worth a look", listed + note)
 
 
 def prompts(results: Mapping[str, Any]) -> str:

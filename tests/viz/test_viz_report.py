@@ -104,6 +104,11 @@ def test_the_answer_to_the_causal_check_is_that_of_the_results(written, results,
     assert f"Do the selected experts matter? {answer}" in text_of(written())
 
 
+def test_a_causal_check_that_was_not_run_says_why(written, results):
+    results["causal"] |= {"observed": None, "null": [], "sets": [], "sentence": "No refusal."}
+    assert "matter? Not measured. No refusal." in text_of(written())
+
+
 def test_spans_that_disagree_are_said_loudly(written):
     document = written()
     assert 'class="note loud"' in document
