@@ -132,7 +132,7 @@ RECIPES: dict[str, Recipe] = {
             description="Routers that nothing was trained to suit: what the routing shows is "
             "inherited from the hidden states.",
             seed=1,
-            steps=1000,
+            steps=800,
             redrawn_routers=0.3,
             routing="Every router is a Gaussian matrix. They were drawn anew in every training "
             "step, and once more after the last, so that the hidden states cannot have adapted "
@@ -145,7 +145,7 @@ RECIPES: dict[str, Recipe] = {
             description="Routing follows harm, but the experts that harmful requests go to are "
             "not needed for refusal: to call them safety experts is wrong.",
             seed=1,
-            steps=1000,
+            steps=800,
             plants=(HarmRouting(layers=(1, 2), experts=(14, 15), otherwise=(12, 13), weight=0.05),),
             harm_experts=_DECOYS,
             bystanders=_DECOYS,
