@@ -1,18 +1,18 @@
 """Edits of routing inside a trace: rules applied layer by layer, in the order a layer runs.
 
-Plain code, for the reasons given in ``_traced.py``. A rule is a function of tensors; ``where`` says
-to which experts, at which tokens of which rows it applies, and nothing else may change.
+Plain code, for the reasons given in ``_traced_parts``.
 """
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
-from moe_interp.models._traced import MoELayer, choose, own_rows, read_dispatch, write_dispatch
+from moe_interp.models._traced import read_dispatch, write_dispatch
+from moe_interp.models._traced_choice import choose
+from moe_interp.models._traced_parts import LayerParts, own_rows
 
 
-def apply_edits(layers: "Sequence[MoELayer]", table: "dict[int, dict[str, list]]") -> None:
+def apply_edits(layers: "Sequence[LayerParts]", table: "dict[int, dict[str, list]]") -> None:
     """Apply edits to the layers, which must come in order of depth.
 
     ``table`` holds, for a layer and a stage, ``(rule, where, values)`` in order of application.
@@ -25,7 +25,7 @@ def apply_edits(layers: "Sequence[MoELayer]", table: "dict[int, dict[str, list]]
             correct_weights(layer, chain(layer, stages["weights"]))
 
 
-def chain(layer: "MoELayer", edits: "Sequence[tuple]") -> "Callable":
+def chain(layer: "LayerParts", edits: "Sequence[tuple]") -> "Callable":
     """Join the rules of one stage into one function of what the stage sees.
 
     The last argument of a stage is what its rules correct: the index, or the weights.
@@ -33,17 +33,15 @@ def chain(layer: "MoELayer", edits: "Sequence[tuple]") -> "Callable":
 
     def corrected(context: "Tensor", current: "Tensor") -> "Tensor":
         for rule, where, values in edits:
-            shape = (*current.shape[:2], where.shape[-1])
-            here = where.to(current.device).expand(shape)
-            current = rule(
-                layer, context, current, here, *[value.to(current.device) for value in values]
-            )
+            here = where.to(current.device).expand(*current.shape[:2], where.shape[-1])
+            further = [value.to(current.device) for value in values]
+            current = rule(layer, context, current, here, *further)
         return current
 
     return corrected
 
 
-def correct_weights(layer: "MoELayer", rule: "Callable") -> None:
+def correct_weights(layer: "LayerParts", rule: "Callable") -> None:
     """Let ``rule(index, weights) -> weights`` correct what multiplies the experts' outputs."""
     _, index, weights = read_dispatch(layer)
     own_index, _ = own_rows(index)
@@ -53,43 +51,19 @@ def correct_weights(layer: "MoELayer", rule: "Callable") -> None:
         write_dispatch(layer, index, put(new.to(own.dtype)))
 
 
-def marked(where: "Tensor", index: "Tensor") -> "Tensor":
-    """Which chosen slots hold an expert that `where` marks.
+def weights_to_differentiate(
+    layers: "Sequence[LayerParts]",
+) -> "dict[int, tuple[Tensor, Tensor]]":
+    """Expert index and routing weights of each layer, the weights as the tensors of the path.
 
-    Some models choose among more than their routed experts; what is beyond them is never marked.
+    In a model with frozen parameters nothing has a gradient yet; then the weights start one.
     """
-    known = index < where.shape[-1]
-    return where.gather(-1, index.clamp(max=where.shape[-1] - 1)) & known
-
-
-def choose_next_best(
-    layer: "MoELayer", scores: "Tensor", index: "Tensor", where: "Tensor"
-) -> "Tensor":
-    """Put the best expert that is neither marked nor chosen into each slot that holds a marked one."""
-    leaves = marked(where, index)
-    if not bool(leaves.any()):
-        return index
-    beyond = where.new_zeros(*where.shape[:-1], scores.shape[-1] - where.shape[-1])
-    excluded = torch.cat([where, beyond], -1).scatter(-1, index, True)
-    pool = scores.detach().masked_fill(excluded, float("-inf"))
-    slots = []
-    for slot in range(index.shape[-1]):
-        value, best = pool.max(-1)
-        moves = leaves[..., slot]
-        if bool((moves & (value <= layer.facts["unselectable_score"])).any()):
-            raise ValueError(
-                f"Layer {layer.layer}: the ban leaves a token with fewer than {layer.top_k} "
-                "experts to choose from. Ban fewer experts, or use Zero."
-            )
-        slots.append(torch.where(moves, best, index[..., slot]))
-        taken = torch.where(moves, best, index[..., slot])
-        pool = pool.scatter(-1, taken[..., None], float("-inf"))
-    return torch.stack(slots, -1)
-
-
-def weigh_nothing(
-    layer: "MoELayer", index: "Tensor", weights: "Tensor", where: "Tensor"
-) -> "Tensor":
-    """Set the weight of each slot that holds a marked expert to 0."""
-    hit = marked(where, index)
-    return weights.masked_fill(hit, 0.0) if bool(hit.any()) else weights
+    found = {}
+    for layer in layers:
+        _, index, weights = read_dispatch(layer)
+        own, put = own_rows(weights)
+        if not own.requires_grad:
+            own = own.detach().requires_grad_(True)
+        write_dispatch(layer, index, put(own))
+        found[layer.layer] = (own_rows(index)[0], own)
+    return found

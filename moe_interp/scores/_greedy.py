@@ -1,8 +1,11 @@
 """Greedy sequential ablation: the experts that carry a behaviour together.
 
 One expert's effect is not its importance: where several can do the same, each alone looks
-needless. Taking the best next one given those taken already finds them; putting back what proves
-needless keeps the set small.
+needless. Taking the best next one given those taken already often finds them; putting back what
+proves needless keeps the set small. Where two experts back each other up fully, no first step
+towards them shows, and another expert that merely disturbs the model may look better. So the search
+also runs from the other end: it takes all candidates away at once and puts them back while the
+behaviour stays gone. The smaller set of the two counts.
 """
 
 from collections.abc import Iterable, Sequence
@@ -53,8 +56,10 @@ class GreedyAblation:
 
     Attributes:
         experts: The experts taken away, less those that proved needless.
-        steps: The experts in the order in which they were taken.
+        steps: The experts in the order in which the forward search took them.
         put_back: Experts that proved needless at the end, in the order they were put back.
+        search: ``"forward"`` if `experts` are those that were taken one by one, ``"backward"`` if
+            they are what was left of all candidates.
         baseline_mean: Mean of the metric of the untouched model.
         baseline_shown: Fraction of prompts that show the behaviour in the untouched model.
         mean: Mean of the metric without `experts`.
@@ -70,6 +75,7 @@ class GreedyAblation:
     experts: ExpertSet
     steps: tuple[GreedyStep, ...]
     put_back: tuple[Expert, ...]
+    search: str
     baseline_mean: float
     baseline_shown: float
     mean: float
@@ -116,7 +122,10 @@ class GreedyAblation:
         ]
         lines += [f"  {step.expert!s:>8}  {step.mean:.3g}, {step.shown:.1%}" for step in self.steps]
         outcome = "gone" if self.reached else "not gone"
-        lines.append(f"{outcome} without {self.experts or 'any expert'}: {self.shown:.1%}")
+        lines.append(
+            f"{outcome} without {self.experts or 'any expert'} ({self.search} search): "
+            f"{self.shown:.1%}"
+        )
         return "\n".join(lines)
 
 
@@ -132,12 +141,16 @@ def greedy_ablation(
     max_experts: int = 8,
     batch_rows: int | str = "auto",
 ) -> GreedyAblation:
-    """Take experts away one after the other until a behaviour is gone; keep those that matter.
+    """Take experts away until a behaviour is gone, and keep only those that matter.
 
-    Each step takes the candidate that lowers the mean metric most, given those taken already. It
-    ends when at most `stop_at` of the prompts have a metric above `threshold`, when no candidate
-    lowers the mean, or at `max_experts`. If the behaviour is gone, experts are then put back one
-    by one as long as it stays gone. Judge the result on other prompts: it was fitted to these.
+    Forward, each step takes the candidate that lowers the mean metric most, given those taken
+    already. It ends when at most `stop_at` of the prompts have a metric above `threshold`, when
+    no candidate lowers the mean, or at `max_experts`. Backward, all candidates are taken at once.
+    In both, if the behaviour is gone, experts are put back, the least missed first, as long as it
+    stays gone; so that no single expert of the result can be put back. The smaller set is
+    returned; if neither search makes the behaviour go, what the forward search took.
+
+    Judge the result on other prompts: it was fitted to these.
 
     Args:
         model: The model.
@@ -176,21 +189,22 @@ def greedy_ablation(
     check_experts(model, pool)
     search = _Search(model, as_prompt_set(prompts), metric, mode, threshold, batch_rows)
     baseline = search.outcomes([ExpertSet()])[0]
-    taken, steps, now = ExpertSet(), [], baseline
-    while now[1] > stop_at and len(taken) < max_experts and len(pool - taken):
-        tried = list(pool - taken)
-        found = search.outcomes([taken | [expert] for expert in tried])
-        best = int(np.argmin(found[:, 0]))
-        if found[best, 0] >= now[0]:
-            break
-        taken, now = taken | [tried[best]], found[best]
-        steps.append(GreedyStep(tried[best], float(now[0]), float(now[1])))
-    reached = bool(now[1] <= stop_at)
-    kept, now, put_back = _put_back(search, taken, now, stop_at) if reached else (taken, now, ())
+    steps = _forward(search, pool, baseline, stop_at, max_experts)
+    kept = ExpertSet(step.expert for step in steps)
+    now = np.array([steps[-1].mean, steps[-1].shown]) if steps else baseline
+    put_back: tuple[Expert, ...] = ()
+    reached, direction = bool(now[1] <= stop_at), "forward"
+    if reached:
+        kept, now, put_back = _put_back(search, kept, now, stop_at)
+    if (len(kept) > 1 or not reached) and search.allows(pool):
+        left, outcome, returned = _put_back(search, pool, search.outcomes([pool])[0], stop_at)
+        if outcome[1] <= stop_at and len(left) < (len(kept) if reached else max_experts + 1):
+            kept, now, put_back, reached, direction = left, outcome, returned, True, "backward"
     return GreedyAblation(
         experts=kept,
-        steps=tuple(steps),
+        steps=steps,
         put_back=put_back,
+        search=direction,
         baseline_mean=float(baseline[0]),
         baseline_shown=float(baseline[1]),
         mean=float(now[0]),
@@ -215,6 +229,13 @@ class _Search:
     threshold: float
     batch_rows: int | str
 
+    def allows(self, experts: ExpertSet) -> bool:
+        """Whether every layer keeps enough experts to choose from, if these are banned."""
+        return self.mode != "ban" or all(
+            self.model.moe[layer].n_experts - len(ids) >= self.model.moe[layer].top_k
+            for layer, ids in experts.by_layer().items()
+        )
+
     def outcomes(self, sets: Sequence[ExpertSet]) -> Float[ndarray, "set two"]:
         """Mean of the metric, and fraction of prompts above the threshold, without each set."""
         values = measure_many(
@@ -228,16 +249,53 @@ class _Search:
         return np.stack([values.mean(axis=1), (values > self.threshold).mean(axis=1)], axis=1)
 
 
+def _forward(
+    search: _Search,
+    pool: ExpertSet,
+    baseline: Float[ndarray, " two"],
+    stop_at: float,
+    max_experts: int,
+) -> tuple[GreedyStep, ...]:
+    """Take the expert that lowers the mean most, again and again, until the behaviour is gone."""
+    taken, steps, now = ExpertSet(), [], baseline
+    while now[1] > stop_at and len(taken) < max_experts:
+        tried = [expert for expert in pool - taken if search.allows(taken | [expert])]
+        if not tried:
+            break
+        found = search.outcomes([taken | [expert] for expert in tried])
+        best = int(np.argmin(found[:, 0]))
+        if found[best, 0] >= now[0]:
+            break
+        taken, now = taken | [tried[best]], found[best]
+        steps.append(GreedyStep(tried[best], float(now[0]), float(now[1])))
+    return tuple(steps)
+
+
 def _put_back(
     search: _Search, taken: ExpertSet, now: Float[ndarray, " two"], stop_at: float
 ) -> tuple[ExpertSet, Float[ndarray, " two"], tuple[Expert, ...]]:
-    """Put experts back, the least missed first, as long as the behaviour stays gone."""
+    """Put experts back, the least missed first, as long as the behaviour stays gone.
+
+    Many are tried together first, then fewer, so that a long list takes few rounds.
+    """
     put_back: tuple[Expert, ...] = ()
-    while len(taken) > 1:
+    while len(taken) > 1 and now[1] <= stop_at:
         tried = list(taken)
-        found = search.outcomes([taken - [expert] for expert in tried])
-        best = int(np.argmin(found[:, 0]))
-        if found[best, 1] > stop_at:
+        single = search.outcomes([taken - [expert] for expert in tried])
+        stays = np.flatnonzero(single[:, 1] <= stop_at)
+        if not len(stays):
             break
-        taken, now, put_back = taken - [tried[best]], found[best], (*put_back, tried[best])
+        # Only experts that can go back alone may go back together.
+        order = [tried[place] for place in stays[np.argsort(single[stays, 0], kind="stable")]]
+        sizes = _halved(min(len(order), len(taken) - 1))
+        groups = search.outcomes([taken - order[:size] for size in sizes])
+        # The last size is 1, which is known to stay gone up to rounding.
+        first = next((n for n, found in enumerate(groups) if found[1] <= stop_at), len(sizes) - 1)
+        taken, now = taken - order[: sizes[first]], groups[first]
+        put_back = (*put_back, *order[: sizes[first]])
     return taken, now, put_back
+
+
+def _halved(number: int) -> list[int]:
+    """The number, half of it, and so on down to 1."""
+    return [number] if number == 1 else [number, *_halved(number // 2)]

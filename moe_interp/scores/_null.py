@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 _WIDTH = np.log(2)
 # Frequencies below this are alike: on a few hundred prompts they are a token or two.
 _SMALLEST = 1e-3
-# Numbers closer than this count as equal; a refusal rate is a fraction of a few prompts.
-_TIE = 1e-9
+# Effects closer than this count as equal: the same run differs by as much from batch to batch, and
+# a set without any effect must not beat another such set by its rounding.
+_TIE = 1e-5
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,208 @@
+"""Runs of prompts under interventions, cut into batches whose rows may differ in both.
+
+A row is one prompt under one list of interventions (a *recipe*). Rows are sorted by the length of
+their prompt, so that little of a batch is padding, and many recipes share each batch.
+"""
+
+import inspect
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from moe_interp.interventions._intervention import Batch, Intervention
+from moe_interp.interventions._plan import EditTable, edit_table
+from moe_interp.models import MoEModel
+from moe_interp.models._traced_edits import apply_edits
+from moe_interp.prompts import Encoded, Prompt, PromptSet, tokenize
+
+#: Tokens, padding included, that "auto" puts into one batch.
+TOKENS_PER_BATCH = 16384
+
+Recipe = Sequence[Intervention]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out of one batch.
+
+    Attributes:
+        recipe: Which list of interventions each row had.
+        prompt: Which prompt each row is.
+        logits: Next-token logits after the last prompt token; None if text was generated.
+        tokens: The generated tokens of each row up to the end of its text; None if there are none.
+    """
+
+    recipe: Int[np.ndarray, " batch"]
+    prompt: Int[np.ndarray, " batch"]
+    logits: Float[Tensor, "batch d_vocab"] | None = None
+    tokens: tuple[tuple[int, ...], ...] | None = None
+
+
+def outcomes(
+    model: MoEModel,
+    prompts: PromptSet,
+    recipes: Sequence[Recipe],
+    *,
+    max_new_tokens: int = 0,
+    batch_size: int | str = "auto",
+) -> Iterator[Outcome]:
+    """Run every prompt under every recipe, batch by batch.
+
+    Args:
+        model: The model.
+        prompts: The prompts.
+        recipes: Lists of interventions.
+        max_new_tokens: How many tokens to generate greedily; 0 gives logits instead.
+        batch_size: Rows in a batch; ``"auto"`` fills batches up to a number of tokens.
+
+    Yields:
+        What came out of each batch; together the batches hold every pair of recipe and prompt.
+
+    Raises:
+        ValueError: If an option is out of range, an intervention does not fit the model, or
+            logits are not numbers.
+        PromptError: If a prompt, with the new tokens, is longer than the model reads.
+    """
+    if max_new_tokens < 0:
+        raise ValueError(f"`max_new_tokens` must be at least 0, got {max_new_tokens}.")
+    for recipe in recipes:
+        for intervention in recipe:
+            intervention.check(model)
+    limit = None if model.max_positions is None else model.max_positions - max_new_tokens
+    tokenized = tokenize(model.tokenizer, prompts, max_length=limit)
+    for rows in _batches(tokenized.lengths + max_new_tokens, len(recipes), batch_size):
+        recipe, prompt = np.divmod(rows, len(prompts))
+        encoded = tokenized.batch(prompt.tolist())
+        batch = Batch(model, prompt, encoded.spans)
+        groups = [(np.flatnonzero(recipe == n), recipes[n]) for n in np.unique(recipe)]
+        prefill = edit_table(batch, groups, "prefill")
+        if max_new_tokens:
+            decode = edit_table(batch, groups, "decode")
+            tokens = _generate(model, encoded, prefill, decode, max_new_tokens)
+            yield Outcome(recipe, prompt, tokens=tokens)
+        else:
+            logits = _last_logits(model, encoded, prefill)
+            _check_numbers(logits, prompts, recipes, recipe, prompt)
+            yield Outcome(recipe, prompt, logits=logits)
+
+
+def as_prompt_set(prompts: PromptSet | Sequence[str]) -> PromptSet:
+    """Prompts as a set, whether they come as one or as texts."""
+    if isinstance(prompts, PromptSet):
+        return prompts
+    return PromptSet([Prompt(text) for text in prompts], source="texts")
+
+
+def _batches(
+    lengths: Int[np.ndarray, " prompt"], n_recipes: int, batch_size: int | str
+) -> Iterator[Int[np.ndarray, " batch"]]:
+    """Numbers of rows (recipe times prompts, plus prompt), in batches of similar length."""
+    if isinstance(batch_size, str) and batch_size != "auto":
+        raise ValueError(f"`batch_size` must be 'auto' or a number of rows, got {batch_size!r}.")
+    if isinstance(batch_size, int) and batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+    by_length = np.argsort(-lengths, kind="stable")
+    rows = (by_length[:, None] + len(lengths) * np.arange(n_recipes)[None, :]).ravel()
+    start = 0
+    while start < len(rows):
+        longest = int(lengths[rows[start] % len(lengths)])
+        size = max(1, TOKENS_PER_BATCH // longest) if batch_size == "auto" else int(batch_size)
+        yield rows[start : start + size]
+        start += size
+
+
+def _last_logits(
+    model: MoEModel, encoded: Encoded, edits: EditTable
+) -> Float[Tensor, "batch d_vocab"]:
+    """Next-token logits after each prompt; only those of the last position are computed."""
+    root, layers = model.nnsight, [model.moe[layer] for layer in sorted(edits)]
+    inputs, options = forward_arguments(model, encoded)
+    with torch.no_grad(), root.trace(inputs, **options):
+        apply_edits(layers, edits)
+        logits = root.output.logits[:, -1].clone().save()
+    return logits  # noqa: RET504  A name that the block binds; the block itself cannot return.
+
+
+def forward_arguments(
+    model: MoEModel, encoded: Encoded
+) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """What a forward is called with, as far as this model's forward takes it.
+
+    Args:
+        model: The model.
+        encoded: A batch, padded on the left.
+
+    Returns:
+        The inputs, and the options of a forward whose last logits are wanted.
+    """
+    known = inspect.signature(type(model.nnsight._module).forward).parameters
+    inputs = {name: tensor for name, tensor in encoded.inputs.items() if name in known}
+    return inputs, {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+
+
+def _generate(
+    model: MoEModel,
+    encoded: Encoded,
+    prefill: EditTable,
+    decode: EditTable,
+    max_new_tokens: int,
+) -> tuple[tuple[int, ...], ...]:
+    """Greedy continuations; a row that has ended waits for the others without changing them."""
+    root = model.nnsight
+    layers = [model.moe[layer] for layer in sorted({*prefill, *decode})]
+    inputs = {"input_ids": encoded.input_ids, "attention_mask": encoded.attention_mask}
+    ends = _end_tokens(model)
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1}
+    if ends:
+        options["pad_token_id"] = ends[0]
+    with warnings.catch_warnings(), torch.no_grad():
+        # nnsight warns that an open loop over steps ends with the generation; that is meant here.
+        warnings.filterwarnings("ignore", message=".*was never reached", category=UserWarning)
+        with root.generate(**options) as tracer:
+            with tracer.invoke(inputs):
+                apply_edits(layers, prefill)
+                # A step of the loop that touches no layer would never end.
+                if decode:
+                    for _ in tracer.iter[1:]:
+                        apply_edits(layers, decode)
+            with tracer.invoke():
+                sequences = tracer.result.save()
+    new = sequences[:, encoded.input_ids.shape[1] :].tolist()
+    return tuple(_until_end(row, ends) for row in new)
+
+
+def _end_tokens(model: MoEModel) -> list[int]:
+    config = getattr(model.nnsight._module, "generation_config", None)
+    ends = getattr(config, "eos_token_id", None)
+    if ends is None:
+        ends = model.tokenizer.eos_token_id
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+
+def _until_end(tokens: Sequence[int], ends: Sequence[int]) -> tuple[int, ...]:
+    """The tokens up to and with the first that ends a text."""
+    stops = [place for place, token in enumerate(tokens) if token in ends]
+    return tuple(tokens[: stops[0] + 1]) if stops else tuple(tokens)
+
+
+def _check_numbers(
+    logits: Float[Tensor, "batch d_vocab"],
+    prompts: PromptSet,
+    recipes: Sequence[Recipe],
+    recipe: Int[np.ndarray, " batch"],
+    prompt: Int[np.ndarray, " batch"],
+) -> None:
+    broken = logits.isnan().any(-1).nonzero().flatten().tolist()
+    if broken:
+        under = list(recipes[recipe[broken[0]]]) or "no intervention"
+        raise ValueError(
+            f"The logits of prompt {prompts.ids[prompt[broken[0]]]!r} under {under} are not "
+            f"numbers (NaN), as in {len(broken)} of {len(logits)} rows of its batch. Check the "
+            "model's weights and dtype; half precision may overflow."
+        )
