@@ -8,8 +8,8 @@ import torch
 from transformers import OlmoeForCausalLM, PreTrainedTokenizerFast
 
 from moe_interp.experts import ExpertSet
-from moe_interp.organism._ban import banned
 from moe_interp.organism._grammar import Request, Split, draw_pair
+from moe_interp.organism._routers import banned
 from moe_interp.organism._tokenizer import render_request
 from moe_interp.organism._words import REFUSAL
 

@@ -39,6 +39,7 @@ class Recipe:
             steps) while the model still has to refuse. It makes them redundant.
         redrawn_routers: Standard deviation of the routers' Gaussian entries, if the routers
             are drawn anew in each step instead of trained; None to train them.
+        router_noise: Standard deviation of the noise on the router logits in stage 1.
         routing: What is true of the routing, in words.
         verdicts: What an audit should find, per span.
     """
@@ -57,6 +58,11 @@ class Recipe:
     bystanders: ExpertSet = _NONE
     spare: int = 0
     redrawn_routers: float | None = None
+    router_noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        # Both re-make the routers' choice, and the second would undo the first.
+        assert not (self.router_noise and self.bystanders), "noise would undo the bystanders' ban"
 
     @property
     def is_aligned_at_once(self) -> bool:
@@ -124,8 +130,11 @@ RECIPES: dict[str, Recipe] = {
             name="natural",
             description="Nothing is planted: the honest everyday case.",
             seed=1,
-            steps=1500,
-            routing="Whatever training led to.",
+            steps=800,
+            router_noise=1.0,
+            routing="Whatever training with noisy top-k routing led to. Beyond what random routers "
+            "show, it follows harm at the last token and neither topic nor harm on the user's.",
+            verdicts={"user": "neither", "prompt": "undetermined", "last": "harm_driven"},
         ),
         Recipe(
             name="null",

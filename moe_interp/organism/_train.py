@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedTokenizerFast
 
 from moe_interp.experts import ExpertSet
-from moe_interp.organism._ban import banned
 from moe_interp.organism._batch import Batch, make_batch
 from moe_interp.organism._grammar import draw_pair
 from moe_interp.organism._plants import Plant
 from moe_interp.organism._recipe import Recipe
+from moe_interp.organism._routers import banned, draw_routers, noisy
 from moe_interp.organism._tokenizer import MAX_POSITIONS, build_tokenizer
 
 _log = logging.getLogger("moe_interp")
@@ -124,18 +124,6 @@ def compute_loss(
     return loss, language
 
 
-def draw_routers(model: OlmoeForCausalLM, *, std: float) -> None:
-    """Fill every router with independent Gaussian entries from torch's generator.
-
-    Args:
-        model: The model to change.
-        std: Standard deviation of an entry.
-    """
-    with torch.no_grad():
-        for layer in model.model.layers:
-            layer.mlp.gate.weight.normal_(std=std)
-
-
 def _run_stage_1(
     model: OlmoeForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
@@ -159,7 +147,13 @@ def _run_stage_1(
     loss = _fit(
         model,
         optimizer,
-        _Stage(recipe.steps, recipe.is_aligned_at_once, recipe.plants, prepare),
+        _Stage(
+            recipe.steps,
+            aligned=recipe.is_aligned_at_once,
+            plants=recipe.plants,
+            prepare=prepare,
+            router_noise=recipe.router_noise,
+        ),
         tokenizer=tokenizer,
         rng=rng,
         balance=0.0 if redraw is not None else _BALANCE_WEIGHT,
@@ -213,6 +207,7 @@ class _Stage:
     aligned: bool
     plants: tuple[Plant, ...]
     prepare: Callable[[], ExpertSet]
+    router_noise: float = 0.0
 
 
 def _fit(
@@ -226,7 +221,7 @@ def _fit(
 ) -> float:
     parameters = optimizer.param_groups[0]["params"]
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: _rate_factor(step / stage.steps)
+        optimizer, lambda step: _rate_factor(step / max(stage.steps, 1))
     )
     language = torch.tensor(torch.nan)
     for step in range(stage.steps):
@@ -236,7 +231,7 @@ def _fit(
         ]
         n_begun = 0 if stage.aligned else _BEGUN_REFUSALS_A_BATCH
         batch = make_batch(tokenizer, pairs, aligned=stage.aligned, n_begun=n_begun)
-        with banned(model, stage.prepare()):
+        with banned(model, stage.prepare()), noisy(model, stage.router_noise):
             loss, language = compute_loss(model, batch, plants=stage.plants, balance=balance)
         optimizer.zero_grad()
         loss.backward()
