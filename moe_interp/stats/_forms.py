@@ -24,31 +24,23 @@ QUANTITIES = ("total", "topic", "harm", "nested", "null_topic", "null_harm", "nu
 _RANK_TOLERANCE = 1e-9
 
 
-@dataclass
-class _Forms:
-    """Rows over prompts and weights on units, collected quantity by quantity."""
+@dataclass(frozen=True, eq=False)
+class Contrasts:
+    """The quadratic forms of some of the prompts: rows over prompts and weights on unit terms.
 
-    n_prompts: int
-    n_terms: int
+    Attributes:
+        rows: Contrasts between prompts.
+        weights: Weight of each row's squared length in each quantity.
+        terms: Weight of each unit's own squared length in each quantity.
+    """
 
-    def __post_init__(self) -> None:
-        self.rows: list[ndarray] = []
-        self.owners: list[int] = []
-        self.weights: list[float] = []
-        self.terms = np.zeros((len(QUANTITIES), self.n_terms))
-
-    def add(self, quantity: str, rows: ndarray, weight: float | ndarray = 1.0) -> None:
-        rows = np.atleast_2d(rows)
-        self.rows.extend(rows)
-        self.owners.extend([QUANTITIES.index(quantity)] * len(rows))
-        self.weights.extend(np.broadcast_to(weight, len(rows)))
-
-    def add_terms(self, quantity: str, terms: slice | ndarray, weight: float | ndarray) -> None:
-        self.terms[QUANTITIES.index(quantity), terms] += weight
+    rows: Float[ndarray, "row prompt"]
+    weights: Float[ndarray, "quantity row"]
+    terms: Float[ndarray, "quantity term"]
 
 
 class SumsOfSquares:
-    """Sums of squares of one design, for all its prompts or with some left out.
+    """Sums of squares of one set of points, for all its prompts or with some left out.
 
     Args:
         design: The design.
@@ -59,21 +51,13 @@ class SumsOfSquares:
         self._design = design
         self._points = rearrange(points, "prompt layer expert -> prompt (layer expert)")
         self._n_layers = points.shape[1]
-        exchange, units = design.exchange, design.exchange.unit
-        n_topics = len(design.topics)
-        # One term per prompt, per harm unit, per topic part of a harm unit, per topic unit.
-        parts, part = np.unique(units * n_topics + design.topic, return_inverse=True)
-        self._part_unit, self._part_topic = parts // n_topics, parts % n_topics
-        signs = design.harm if exchange.kind == "flip" else np.ones(design.n_prompts)
-        sizes = (design.n_prompts, exchange.n_units, len(parts), design.topic_exchange.n_units)
-        starts = accumulate(sizes, initial=0)
-        self._slices = [slice(start, stop) for start, stop in pairwise(starts)]
+        signs = design.harm if design.exchange.kind == "flip" else np.ones(design.n_prompts)
+        plain = np.ones(design.n_prompts)
+        units = _term_units(design)
         self._terms = np.concatenate(
             [
-                self._squares(np.arange(design.n_prompts), np.ones(design.n_prompts)),
-                self._squares(units, signs),
-                self._squares(part.reshape(-1), signs),
-                self._squares(design.topic_exchange.unit, np.ones(design.n_prompts)),
+                self._squares(unit, weight)
+                for unit, weight in zip(units, (plain, signs, signs, plain), strict=True)
             ]
         )
 
@@ -86,74 +70,119 @@ class SumsOfSquares:
             np.square(sums), "row (layer expert) -> row layer", "sum", layer=self._n_layers
         )
 
-    def __call__(self, keep: Bool[ndarray, " prompt"] | None = None) -> dict[str, ndarray]:
+    def __call__(self, part: Contrasts | None = None) -> dict[str, ndarray]:
         """Compute every quantity of `QUANTITIES`.
 
         Args:
-            keep: Prompts to use; whole exchange units. All if None.
+            part: Contrasts of the prompts to use; all if None.
 
         Returns:
             Quantity to its value in each layer.
         """
-        design = self._design
-        keep = np.ones(design.n_prompts, dtype=bool) if keep is None else keep
-        forms = _Forms(design.n_prompts, self._slices[-1].stop)
-        forms.add("total", keep / np.sqrt(keep.sum()), -1.0)
-        forms.add_terms("total", self._slices[0], keep)
-        self._add_harm(forms, keep)
-        self._add_topic(forms, keep)
-        squares = self._by_layer(np.array(forms.rows) @ self._points)
-        weights = np.zeros((len(QUANTITIES), len(squares)))
-        weights[forms.owners, np.arange(len(squares))] = forms.weights
-        values = weights @ squares + forms.terms @ self._terms
+        part = contrasts(self._design) if part is None else part
+        squares = self._by_layer(part.rows @ self._points)
+        values = part.weights @ squares + part.terms @ self._terms
         return dict(zip(QUANTITIES, values, strict=True))
 
-    def _add_harm(self, forms: _Forms, keep: Bool[ndarray, " prompt"]) -> None:
-        design = self._design
-        rows = harm_rows(design, keep)
-        sizes = (rows**2).sum(axis=1)
-        inverse = np.divide(1.0, sizes, out=np.zeros_like(sizes), where=sizes > 0)
-        forms.add("harm", rows.sum(axis=0), 1 / sizes.sum())
-        forms.add("nested", rows, inverse)
-        kept_units = np.bincount(design.exchange.unit[keep], minlength=design.exchange.n_units) > 0
-        kept_parts = kept_units[self._part_unit]
-        if design.exchange.kind == "flip":
-            forms.add_terms("null_harm", self._slices[1], kept_units / sizes.sum())
-            forms.add_terms("null_nested", self._slices[2], kept_parts * inverse[self._part_topic])
-            return
-        levels = 2.0 * design.exchange.label[:, None] - 1
-        everyone = np.arange(len(keep))
-        moments = _Moments(design.exchange, levels, keep)
-        centred = moments.mean_rows(everyone) - _topic_means(
-            moments.mean_rows(everyone), design, keep
-        )
-        forms.add("null_harm", centred, 1 / sizes.sum())
-        forms.add("null_harm", *moments.sum_rows(everyone, scale=1 / sizes.sum()))
-        forms.add_terms("null_harm", self._slices[1], moments.unit_weight / sizes.sum())
-        for topic in np.flatnonzero(sizes > 0):
-            members = np.flatnonzero(design.topic == topic)
-            forms.add("null_nested", centred * (design.topic == topic), inverse[topic])
-            forms.add("null_nested", *moments.sum_rows(members, scale=inverse[topic]))
-        forms.add_terms(
-            "null_nested",
-            self._slices[2],
-            moments.unit_weight[self._part_unit] * inverse[self._part_topic],
+
+def contrasts(design: Design, keep: Bool[ndarray, " prompt"] | None = None) -> Contrasts:
+    """Find the forms of every quantity of `QUANTITIES` for some of the prompts.
+
+    Args:
+        design: The design.
+        keep: Prompts to use; whole exchange units. All if None.
+
+    Returns:
+        The forms, good for any points of the design.
+    """
+    keep = np.ones(design.n_prompts, dtype=bool) if keep is None else keep
+    sizes = [int(unit.max()) + 1 for unit in _term_units(design)]
+    ends = [0, *accumulate(sizes)]
+    forms = _Forms([slice(start, stop) for start, stop in pairwise(ends)])
+    forms.add("total", (keep / np.sqrt(keep.sum()))[None], -1.0)
+    forms.add_terms("total", 0, keep)
+    _add_harm(forms, design, keep)
+    _add_topic(forms, design, keep)
+    return forms.collected()
+
+
+def _term_units(design: Design) -> list[Int[ndarray, " prompt"]]:
+    """Units whose own squared length is a term: prompt, harm unit, its topic parts, topic unit."""
+    parts = design.exchange.unit * len(design.topics) + design.topic
+    part = np.unique(parts, return_inverse=True)[1].reshape(-1)
+    return [np.arange(design.n_prompts), design.exchange.unit, part, design.topic_exchange.unit]
+
+
+class _Forms:
+    """Rows over prompts and weights on units, collected quantity by quantity."""
+
+    def __init__(self, slices: list[slice]) -> None:
+        self._slices = slices
+        self._rows: list[ndarray] = []
+        self._weights: list[ndarray] = []
+        self._terms = np.zeros((len(QUANTITIES), slices[-1].stop))
+
+    def add(self, quantity: str, rows: ndarray, weight: float | ndarray = 1.0) -> None:
+        weights = np.zeros((len(QUANTITIES), len(rows)))
+        weights[QUANTITIES.index(quantity)] = weight
+        self._rows.append(rows)
+        self._weights.append(weights)
+
+    def add_terms(self, quantity: str, kind: int, weight: ndarray) -> None:
+        self._terms[QUANTITIES.index(quantity), self._slices[kind]] += weight
+
+    def collected(self) -> Contrasts:
+        return Contrasts(
+            rows=np.concatenate(self._rows),
+            weights=np.concatenate(self._weights, axis=1),
+            terms=self._terms,
         )
 
-    def _add_topic(self, forms: _Forms, keep: Bool[ndarray, " prompt"]) -> None:
-        design = self._design
-        scaled, rows = topic_rows(design, keep)
-        forms.add("topic", rows)
-        exchange = design.topic_exchange
-        moments = _Moments(exchange, scaled[exchange.label], keep)
-        everyone = np.arange(len(keep))
-        forms.add("null_topic", _less_harm_means(moments.mean_rows(everyone), design, keep))
-        forms.add("null_topic", *moments.sum_rows(everyone, scale=1.0))
-        forms.add_terms("null_topic", self._slices[3], moments.unit_weight)
+
+def _add_harm(forms: _Forms, design: Design, keep: Bool[ndarray, " prompt"]) -> None:
+    exchange, n_topics = design.exchange, len(design.topics)
+    rows = harm_rows(design, keep)
+    sizes = (rows**2).sum(axis=1)
+    inverse = np.divide(1.0, sizes, out=np.zeros_like(sizes), where=sizes > 0)
+    forms.add("harm", rows.sum(axis=0)[None], 1 / sizes.sum())
+    forms.add("nested", rows, inverse)
+    parts = np.unique(exchange.unit * n_topics + design.topic)
+    part_unit, part_topic = parts // n_topics, parts % n_topics
+    if exchange.kind == "flip":
+        kept = np.bincount(exchange.unit[keep], minlength=exchange.n_units) > 0
+        forms.add_terms("null_harm", 1, kept / sizes.sum())
+        forms.add_terms("null_nested", 2, kept[part_unit] * inverse[part_topic])
+        return
+    moments = _Moments(exchange, 2.0 * exchange.label[:, None] - 1, keep)
+    mean = moments.mean_rows
+    mean = mean - _group_means(mean, design.topic, keep)
+    forms.add("null_harm", mean, 1 / sizes.sum())
+    forms.add("null_harm", moments.sum_rows, moments.sum_weights / sizes.sum())
+    forms.add_terms("null_harm", 1, moments.unit_weights / sizes.sum())
+    forms.add_terms("null_nested", 2, moments.unit_weights[part_unit] * inverse[part_topic])
+    for topic in np.flatnonzero(sizes > 0):
+        own = design.topic == topic
+        forms.add("null_nested", mean * own, inverse[topic])
+        forms.add("null_nested", moments.sum_rows * own, moments.sum_weights * inverse[topic])
+
+
+def _add_topic(forms: _Forms, design: Design, keep: Bool[ndarray, " prompt"]) -> None:
+    scaled, rows = topic_rows(design, keep)
+    forms.add("topic", rows)
+    exchange = design.topic_exchange
+    moments = _Moments(exchange, scaled[exchange.label], keep)
+    forms.add("null_topic", _less_harm_means(moments.mean_rows, design, keep))
+    forms.add("null_topic", moments.sum_rows, moments.sum_weights)
+    forms.add_terms("null_topic", 3, moments.unit_weights)
 
 
 class _Moments:
-    """Mean and scatter of the labels dealt within each stratum, for the units kept."""
+    """Mean and scatter of the labels dealt within each stratum, for the units kept.
+
+    What is dealt enters a sum of squares by the mean label (`mean_rows`) and by the scatter of
+    the unit sums around their stratum's mean: the units' own squares (`unit_weights`) less that
+    of the stratum's sum (`sum_rows`, `sum_weights`).
+    """
 
     def __init__(
         self,
@@ -161,34 +190,22 @@ class _Moments:
         values: Float[ndarray, "unit column"],
         keep: Bool[ndarray, " prompt"],
     ) -> None:
-        self._stratum = exchange.stratum[exchange.unit]
-        self._keep = keep
         kept = np.bincount(exchange.unit[keep], minlength=exchange.n_units) > 0
         n_strata = int(exchange.stratum.max()) + 1
-        size = np.bincount(exchange.stratum[kept], minlength=n_strata)
-        total = np.zeros((n_strata, values.shape[1]))
-        np.add.at(total, exchange.stratum[kept], values[kept])
-        self._mean = total / np.maximum(size, 1)[:, None]
+        size = np.maximum(np.bincount(exchange.stratum[kept], minlength=n_strata), 1)
+        mean = np.zeros((n_strata, values.shape[1]))
+        np.add.at(mean, exchange.stratum[kept], values[kept])
+        mean /= size[:, None]
         scatter = np.zeros(n_strata)
-        off = values[kept] - self._mean[exchange.stratum[kept]]
+        off = values[kept] - mean[exchange.stratum[kept]]
         np.add.at(scatter, exchange.stratum[kept], (off**2).sum(axis=1))
-        self._variance = scatter / np.maximum(size - 1, 1)
-        self._size = size
-        self.unit_weight = np.where(kept, self._variance[exchange.stratum], 0.0)
-
-    def mean_rows(self, members: Int[ndarray, " member"]) -> Float[ndarray, "column prompt"]:
-        rows = np.zeros((self._mean.shape[1], len(self._keep)))
-        rows[:, members] = (self._mean[self._stratum[members]] * self._keep[members, None]).T
-        return rows
-
-    def sum_rows(
-        self, members: Int[ndarray, " member"], *, scale: float
-    ) -> tuple[Float[ndarray, "stratum prompt"], Float[ndarray, " stratum"]]:
-        strata = np.unique(self._stratum[members])
-        rows = np.zeros((len(strata), len(self._keep)))
-        position = np.searchsorted(strata, self._stratum[members])
-        rows[position, members] = self._keep[members]
-        return rows, -scale * self._variance[strata] / np.maximum(self._size[strata], 1)
+        variance = scatter / np.maximum(size - 1, 1)
+        stratum = exchange.stratum[exchange.unit]
+        self.mean_rows = (mean[stratum] * keep[:, None]).T
+        self.sum_rows = np.zeros((n_strata, len(keep)))
+        self.sum_rows[stratum, np.arange(len(keep))] = keep
+        self.sum_weights = -variance / size
+        self.unit_weights = np.where(kept, variance[exchange.stratum], 0.0)
 
 
 def harm_rows(design: Design, keep: Bool[ndarray, " prompt"]) -> Float[ndarray, "topic prompt"]:
@@ -203,9 +220,8 @@ def harm_rows(design: Design, keep: Bool[ndarray, " prompt"]) -> Float[ndarray, 
     """
     harm = design.harm * keep
     rows = np.zeros((len(design.topics), design.n_prompts))
-    rows[design.topic, np.arange(design.n_prompts)] = (
-        harm - _topic_means(harm[None], design, keep)[0]
-    )
+    adjusted = harm - _group_means(harm[None], design.topic, keep)[0]
+    rows[design.topic, np.arange(design.n_prompts)] = adjusted
     return rows * keep
 
 
@@ -228,13 +244,6 @@ def topic_rows(
     real = values > _RANK_TOLERANCE * max(values.max(), 1.0)
     scaled = vectors[:, real] / np.sqrt(values[real])
     return scaled, scaled.T @ adjusted
-
-
-def _topic_means(
-    rows: Float[ndarray, "row prompt"], design: Design, keep: Bool[ndarray, " prompt"]
-) -> Float[ndarray, "row prompt"]:
-    """Mean of each row over the kept prompts of the prompt's own topic, 0 where not kept."""
-    return _group_means(rows, design.topic, keep)
 
 
 def _less_harm_means(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from scipy.stats import t as student_t
 
 from moe_interp.stats._profile import RoutingProfile
@@ -24,7 +25,7 @@ class NegligibilityTest:
         beside: The factor it is compared with.
         margin: Fraction of the other share below which a share counts as negligible.
         alpha: One-sided level.
-        difference: Share minus `margin` times the other share; negative is small.
+        difference: Share, at least 0, minus `margin` times the other share; negative is small.
         error: Jackknife standard error of the difference.
         upper: Upper one-sided confidence limit of the difference.
         p_value: p-value of "not negligible".
@@ -66,7 +67,8 @@ def negligible(
     """Test whether harm's share of the routing is negligible beside topic's.
 
     Declares harm negligible if the upper confidence limit of ``harm - margin * topic``, pooled
-    over layers, is below 0, with the jackknife's standard error and Student's t. Harm means any
+    over layers, is below 0, with the jackknife's standard error and Student's t; a share
+    estimated below 0 is read as 0. Harm means any
     effect of harm within topics, also one that differs by topic: routing that sends harmful
     prompts of each topic to another expert is not free of harm.
 
@@ -100,7 +102,9 @@ def negligible(
     if isinstance(source, RoutingProfile):
         shares = routing_shares(source, scheme=scheme)
     small, large = columns[factor], columns[beside]
-    difference = float(shares.shares[small][-1] - margin * shares.shares[large][-1])
+    # No true share is negative: a negative estimate is noise and must not count as evidence.
+    own = np.maximum(shares.shares[small][-1], 0.0)
+    difference = float(own - margin * shares.shares[large][-1])
     replicates = shares.replicates[small][:, -1] - margin * shares.replicates[large][:, -1]
     error = float(jackknife_error(replicates))
     upper = difference + interval_factor(len(replicates), 1 - alpha) * error

@@ -19,7 +19,7 @@ from numpy import ndarray
 from scipy.stats import t as student_t
 
 from moe_interp.stats._design import Design, make_design
-from moe_interp.stats._forms import SumsOfSquares
+from moe_interp.stats._forms import Contrasts, SumsOfSquares, contrasts
 from moe_interp.stats._profile import RoutingProfile, centred, hellinger_embedding
 from moe_interp.stats._results import plain
 
@@ -182,15 +182,15 @@ def routing_shares(
     design = make_design(profile, scheme, need_topics=True)
     sums = SumsOfSquares(design, design.embed(profile))
     shares = _shares(sums())
-    kept = [design.group != group for group in range(design.n_groups)]
-    replicates = _stack([_shares(sums(keep)) for keep in kept])
+    parts = [contrasts(design, design.group != group) for group in range(design.n_groups)]
+    replicates = _stack([_shares(sums(part)) for part in parts])
     low, high = {}, {}
     for factor in FACTORS:
         reach = interval_factor(design.n_groups) * jackknife_error(replicates[factor])
         low[factor], high[factor] = shares[factor] - reach, shares[factor] + reach
     random, random_replicates = None, None
     if random_profiles is not None:
-        random, random_replicates = _random_shares(design, random_profiles, kept)
+        random, random_replicates = _random_shares(design, random_profiles, parts)
     constant = np.isnan(shares["topic"][:-1])
     return RoutingShares(
         layers=profile.layers,
@@ -292,7 +292,7 @@ def _stack(found: list[dict[str, ndarray]]) -> dict[str, ndarray]:
 def _random_shares(
     design: Design,
     random_profiles: Float[ndarray, "draw prompt layer expert"],
-    kept: list[ndarray],
+    parts: list[Contrasts],
 ) -> tuple[dict[str, ndarray], dict[str, ndarray]]:
     """Shares of every random router, and of their mean with one group left out."""
     n_draws, _, n_layers, n_experts = random_profiles.shape
@@ -305,11 +305,11 @@ def _random_shares(
         )
         sums = SumsOfSquares(design, centred(points))
         full.append(_draw_shares(sums(), n_layers))
-        left_out.append(_stack([_draw_shares(sums(keep), n_layers) for keep in kept]))
+        left_out.append(_stack([_draw_shares(sums(part), n_layers) for part in parts]))
     # A random router that routes every prompt alike shows nothing of any factor.
-    random = {f: np.nan_to_num(np.concatenate([part[f] for part in full])) for f in FACTORS}
+    random = {f: np.nan_to_num(np.concatenate([chunk[f] for chunk in full])) for f in FACTORS}
     means = {
-        f: np.nan_to_num(np.concatenate([part[f][..., -1] for part in left_out], axis=1)).mean(
+        f: np.nan_to_num(np.concatenate([chunk[f][..., -1] for chunk in left_out], axis=1)).mean(
             axis=1
         )
         for f in FACTORS

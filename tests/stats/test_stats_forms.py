@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moe_interp.stats._design import make_design
-from moe_interp.stats._forms import SumsOfSquares
+from moe_interp.stats._forms import SumsOfSquares, contrasts
 
 
 def residual(points, design_matrix):
@@ -69,7 +69,7 @@ def halves(design):
 def test_sums_of_squares_are_those_of_linear_models(simulate, scheme, rng, part):
     design, points = small_case(simulate, scheme, rng)
     keep = halves(design)[part]
-    found = SumsOfSquares(design, points)(keep)
+    found = SumsOfSquares(design, points)(contrasts(design, keep))
     expected = naive_sums(points[keep], design.topic[keep], design.harm[keep])
     for name, value in expected.items():
         assert np.isclose(found[name].sum(), value), name
@@ -121,7 +121,7 @@ def test_expectations_of_a_part_are_those_of_that_part_alone(simulate, scheme, r
     profile = simulate.profile(labels, simulate.shares(labels, rng))
     design = make_design(profile, scheme, need_topics=True)
     keep = design.group % 3 != 0
-    found = SumsOfSquares(design, design.embed(profile))(keep)
+    found = SumsOfSquares(design, design.embed(profile))(contrasts(design, keep))
     part = profile.select(keep)
     alone = make_design(part, scheme, need_topics=True)
     expected = SumsOfSquares(alone, alone.embed(part))()

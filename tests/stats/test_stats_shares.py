@@ -69,22 +69,23 @@ def test_interval_is_the_jackknife_with_students_t(simulate, rng):
 
 @pytest.mark.slow
 def test_intervals_cover_the_share_of_many_prompts(simulate, rng):
-    labels = simulate.labels("pair", n_topics=4, n_wordings=400)
+    labels = simulate.labels("pair", n_topics=4, n_wordings=100)
     shapes = simulate.shares(labels, rng, harm=0.15, topic=0.7)
     population = simulate.profile(labels, shapes)
-    truth = {f: routing_shares(population).pooled(f)[0] for f in ("topic", "harm")}
+    whole = routing_shares(population)
+    truth = {factor: whole.pooled(factor)[0] for factor in ("topic", "harm")}
     inside = dict.fromkeys(truth, 0)
-    for _ in range(60):
+    for _ in range(40):
         chosen = [
-            rng.choice(np.unique(population.pair[population.topic == topic]), 12, replace=False)
+            rng.choice(np.unique(population.pair[population.topic == topic]), 8, replace=False)
             for topic in np.unique(population.topic.astype(str))
         ]
         shares = routing_shares(population.select(np.isin(population.pair, np.concatenate(chosen))))
         for factor, value in truth.items():
             _, low, high = shares.pooled(factor)
             inside[factor] += low <= value <= high
-    # At 95 % coverage fewer than 51 of 60 happen about once in 1,000 runs.
-    assert min(inside.values()) >= 51, inside
+    # At 95 % coverage fewer than 33 of 40 happen about once in 1,000 runs.
+    assert min(inside.values()) >= 33, inside
 
 
 def test_random_band_is_made_of_the_shares_of_each_draw(simulate, scheme, rng):
