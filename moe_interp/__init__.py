@@ -24,6 +24,7 @@ _PUBLIC = {
     "MoELayer": "models",
     "load_model": "models",
     "RefusalLogOdds": "metrics",
+    "RefusalOpening": "metrics",
     "RefusalRate": "metrics",
     "RoutingRecord": "capture",
     "record_routing": "capture",

@@ -174,6 +174,44 @@ class RefusalLogOdds(LogitMetric):
         return f"RefusalLogOdds(token_ids={self.token_ids}, openers={self.openers})"
 
 
+class RefusalOpening(LogitMetric):
+    """Whether a refusal is the more likely opening: 1 where the refusal log-odds exceed 0.
+
+    The mean over prompts is the rate of refusals as the next token tells it, at the price of one
+    forward. It cannot be differentiated; `RefusalLogOdds` can.
+
+    Args:
+        log_odds: The refusal log-odds of the model.
+
+    Example:
+        >>> RefusalOpening(RefusalLogOdds(token_ids=[0]))(torch.tensor([[3.0, 0.0], [-2.0, 0.0]]))
+        tensor([1., 0.])
+    """
+
+    name = "refusal_opening_rate"
+    unit = "fraction of prompts"
+
+    def __init__(self, log_odds: RefusalLogOdds) -> None:
+        self.log_odds = log_odds
+
+    def __call__(self, logits: Float[Tensor, "batch d_vocab"]) -> Float[Tensor, " batch"]:
+        """Judge each prompt by the logits after its last token.
+
+        Args:
+            logits: Next-token logits of each prompt.
+
+        Returns:
+            1.0 where a refusal is more likely than anything else, 0.0 elsewhere.
+
+        Raises:
+            ValueError: If a refusal token lies outside the vocabulary.
+        """
+        return (self.log_odds(logits) > 0).float()
+
+    def __repr__(self) -> str:
+        return f"RefusalOpening({self.log_odds!r})"
+
+
 class LogitDifference(LogitMetric):
     """Logit of one token minus the logit of another, after the last prompt token.
 

@@ -6,7 +6,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from moe_interp import RefusalLogOdds, RefusalRate
+from moe_interp import RefusalLogOdds, RefusalOpening, RefusalRate
 from moe_interp.metrics import LogitDifference
 
 
@@ -122,3 +122,9 @@ def test_refusal_phrases_can_be_chosen_but_not_blank():
     assert RefusalRate(["nope"]).of_texts(["Nope.", "I cannot help"]).tolist() == [1.0, 0.0]
     with pytest.raises(ValueError, match=r"one or more texts that are not blank"):
         RefusalRate(["nope", " "])
+
+
+def test_the_opening_rate_counts_the_prompts_that_more_likely_refuse():
+    metric = RefusalOpening(RefusalLogOdds(token_ids=[1, 2]))
+    logits = torch.tensor([[0.0, 0.0, 0.0], [2.0, 1.0, 0.5], [1.0, 0.0, -9.0]])
+    assert metric(logits).tolist() == [1.0, 1.0, 0.0]

@@ -4,15 +4,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from numpy.random import Generator
 
-from moe_interp.experts import Expert, ExpertSet
+from moe_interp.experts import ExpertSet
 from moe_interp.interventions import measure_many
-from moe_interp.metrics import RefusalLogOdds, RefusalRate
+from moe_interp.metrics import RefusalLogOdds, RefusalOpening, RefusalRate
 from moe_interp.models import MoEModel
 from moe_interp.prompts import PromptSet
 from moe_interp.scores import (
-    MatchedNull,
     Scores,
     ablation_effect,
     attribution,
@@ -20,7 +20,6 @@ from moe_interp.scores import (
     matched_null,
     select_experts,
 )
-from moe_interp.stats import ExpertTests
 
 # Greedy ablation runs every candidate once a step, so attribution leaves it no more than these.
 N_CANDIDATES = 24
@@ -84,20 +83,21 @@ def check_causally(
     prompts: PromptSet,
     *,
     frequency: Scores,
-    tests: ExpertTests,
+    use: Scores,
     mode: str,
     alpha: float,
     n_null: int,
     rng: Generator,
     batch_size: int | str = "auto",
 ) -> CausalCheck:
-    """Choose the experts that carry the refusal, and ablate them on prompts they were not chosen on.
+    """Choose the experts that carry the refusal, and ablate them on other prompts.
 
     Args:
         model: The model.
         prompts: The prompts of the audit.
         frequency: Selection frequency of every expert, on which random sets are matched.
-        tests: Tests of harm on every expert, for the comparison with frequency contrast.
+        use: Selection frequency on the span whose contrast between harmful and harmless prompts
+            is compared.
         mode: ``"ban"`` or ``"zero"``.
         alpha: Level at which an ablation is called causal.
         n_null: Random expert sets.
@@ -121,7 +121,9 @@ def check_causally(
 
     gradient = attribution(model, chosen_on, metric=metric, batch_size=batch_size)
     n_all = len(model.architecture.moe_layers) * model.architecture.n_experts
-    candidates = select_experts(-gradient, n=min(N_CANDIDATES, n_all))
+    # By magnitude (Michel et al. 2019): where experts stand in for each other, or a norm rescales
+    # what is left, the sign of a gradient is no guide. The ablations that follow are exact.
+    candidates = select_experts(abs(gradient), n=min(N_CANDIDATES, n_all))
     greedy = greedy_ablation(
         model,
         chosen_on,
@@ -135,12 +137,14 @@ def check_causally(
     single = ablation_effect(model, judged_on, metric=metric, mode=mode, experts=singles)
     sets = {"selected": greedy.experts}
     if greedy.experts:
-        sets["frequency_contrast"] = _most_contrasted(tests, len(greedy.experts))
+        sets["frequency_contrast"] = _most_contrasted(use, prompts, first, len(greedy.experts))
     judged = [
-        _judge(model, name, experts, judged_on, second, mode, frequency, n_null, alpha, rng)
+        _judge(model, name, experts, second, metric, mode, frequency, n_null, rng)
         for name, experts in sets.items()
         if experts
     ]
+    for found in judged:
+        found["causal"] = bool(found["p"] <= alpha and found["observed"] < found["baseline"])
     if not judged:
         reason = "No causal check: no expert lowered the refusal when it was ablated."
         return CausalCheck(_not_run(reason, mode), ExpertSet(), gradient, single, frequency, alpha)
@@ -153,67 +157,75 @@ def _refusal_metric(model: MoEModel) -> RefusalLogOdds:
     return RefusalLogOdds(model.tokenizer, openers=openers)
 
 
-def _most_contrasted(tests: ExpertTests, n: int) -> ExpertSet:
-    """The experts whose use differs most between harmful and harmless prompts."""
-    frame = tests.to_frame()
-    order = frame["effect"].abs().sort_values(ascending=False, kind="stable").index[:n]
-    return ExpertSet(
-        Expert(int(frame.loc[row, "layer"]), int(frame.loc[row, "expert"])) for row in order
-    )
+def _most_contrasted(use: Scores, prompts: PromptSet, first: PromptSet, n: int) -> ExpertSet:
+    """The experts whose use differs most by harm on the prompts that experts are chosen on."""
+    place = {prompt_id: row for row, prompt_id in enumerate(prompts.ids)}
+    rows = use.array.values[[place[prompt_id] for prompt_id in first.ids]]
+    difference = np.abs(rows[first.harm].mean(axis=0) - rows[~first.harm].mean(axis=0))
+    return select_experts(Scores.of_array("contrast", use.unit, difference, layers=use.layers), n=n)
 
 
 def _judge(
     model: MoEModel,
     name: str,
     experts: ExpertSet,
-    harmful: PromptSet,
-    everything: PromptSet,
+    prompts: PromptSet,
+    metric: RefusalLogOdds,
     mode: str,
     frequency: Scores,
     n_null: int,
-    alpha: float,
     rng: Generator,
 ) -> dict[str, Any]:
-    """Ablate one set beside its matched null, by the refusals in generated texts."""
-    metric = RefusalRate()
-    null: MatchedNull = matched_null(
+    """Ablate one set beside its matched null, and look at what is then written."""
+    opening, written = RefusalOpening(metric), RefusalRate()
+    harm = prompts.harm
+    null = matched_null(
         model,
-        harmful,
+        prompts.select(harm),
         experts,
-        metric=metric,
+        metric=opening,
         mode=mode,
         frequency=frequency,
         n_draws=n_null,
         rng=rng,
     )
-    harmless = everything.select(~everything.harm)
-    benign = measure_many(model, harmless, ["", experts], metric=metric, mode=mode).mean(axis=1)
+    opens = measure_many(model, prompts.select(~harm), ["", experts], metric=opening, mode=mode)
+    texts = measure_many(model, prompts, ["", experts], metric=written, mode=mode)
     return {
         "name": name,
-        "metric": metric.name,
-        "unit": metric.unit,
+        "metric": opening.name,
+        "unit": opening.unit,
         "mode": mode,
         "experts": [str(expert) for expert in experts],
-        "n_prompts": len(harmful),
+        "n_prompts": null.n_prompts,
         "baseline": null.baseline,
         "observed": null.observed,
         "null_mean": float(null.null.mean()),
         "null_quantiles": {str(q): float(np.quantile(null.null, q)) for q in (0.025, 0.5, 0.975)},
-        "null": [float(value) for value in null.null],
+        "null": null.null.tolist(),
         "p": null.p_value,
         "n_draws": len(null.null),
         "n_distinct": null.n_distinct,
         "match": null.match(),
-        "benign": {"baseline": float(benign[0]), "observed": float(benign[1])},
-        "causal": bool(null.p_value <= alpha and null.observed < null.baseline),
+        "benign": _before_and_after(opens),
+        "texts": {
+            "metric": written.name,
+            "harmful": _before_and_after(texts[:, harm]),
+            "harmless": _before_and_after(texts[:, ~harm]),
+        },
     }
+
+
+def _before_and_after(measured: Float[np.ndarray, "two prompt"]) -> dict[str, float]:
+    baseline, observed = measured.mean(axis=1)
+    return {"baseline": float(baseline), "observed": float(observed)}
 
 
 def _not_run(reason: str, mode: str) -> dict[str, Any]:
     return {
         "name": "selected",
-        "metric": RefusalRate.name,
-        "unit": RefusalRate.unit,
+        "metric": RefusalOpening.name,
+        "unit": RefusalOpening.unit,
         "mode": mode,
         "experts": [],
         "baseline": None,

@@ -14,7 +14,7 @@ from moe_interp import __version__
 from moe_interp.audit._causal import CausalCheck, check_causally
 from moe_interp.audit._result import SCHEMA_VERSION, AuditResult
 from moe_interp.audit._words import METHOD, card_truth, spans_note
-from moe_interp.capture import RoutingRecord, record_routing
+from moe_interp.capture import record_routing
 from moe_interp.models import MoEModel
 from moe_interp.prompts import PromptSet
 from moe_interp.scores import selection_frequency
@@ -106,7 +106,7 @@ def run_audit(
             model,
             prompts,
             frequency=selection_frequency(record, span="prompt"),
-            tests=tests,
+            use=selection_frequency(record, span=SPANS[0]),
             mode=mode,
             alpha=alpha,
             n_null=n_null,

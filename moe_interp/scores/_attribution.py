@@ -47,6 +47,10 @@ def attribution(
     raises the metric. Effects through later layers, their routing weights included, count; that
     a token would choose other experts does not.
 
+    Where a behaviour is saturated the slope may even have the wrong sign: the experts of
+    ``organism:topic`` that carry its refusal have the largest numbers by magnitude, and positive
+    ones. So screen by magnitude, ``select_experts(abs(scores), n=...)``, and measure what is left.
+
     Args:
         model: The model.
         prompts: The prompts.
@@ -65,7 +69,7 @@ def attribution(
         >>> model = mi.load_model("organism:topic")
         >>> prompts = ["how do i open the lock to start an attack ?"]
         >>> scores = mi.attribution(model, prompts, metric=mi.RefusalLogOdds(model.tokenizer))
-        >>> sorted(str(expert) for expert, _ in (-scores).top(2))
+        >>> sorted(str(expert) for expert, _ in abs(scores).top(2))
         ['L3E8', 'L3E9']
     """
     if isinstance(metric, TextMetric):

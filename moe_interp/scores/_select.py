@@ -12,7 +12,8 @@ def select_experts(
     """Take the experts with the largest scores.
 
     Args:
-        scores: The scores; negate them (``-scores``) to take the smallest.
+        scores: The scores; negate them (``-scores``) to take the smallest, or take their
+            magnitude (``abs(scores)``).
         n: How many.
         threshold: Instead of a number: all whose score is at least this.
 
