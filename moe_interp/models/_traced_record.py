@@ -13,7 +13,7 @@ from torch import Tensor
 from moe_interp.models._traced import MoELayer, read
 
 MAX_RANDOM_LOGITS = 2**22
-# Part of the logits' spread within which two experts share a slot, see `shared_top_k`.
+# Part of the logits' spread within which experts share a slot, see `shared_top_k`.
 NEAR_TIE = 1e-2
 
 
@@ -88,17 +88,16 @@ def shared_top_k(
     """The slots each expert gets: 1 for the `top_k` highest logits, but a near tie is shared.
 
     A choice jumps where two logits meet, so that the rounding of a forward pass, which depends on
-    the batch, would show in it. Where the last chosen and the first refused logit differ by less
-    than `NEAR_TIE` of the spread, their two experts share the slot, by half at equality.
+    the batch, would show in it. Here a logit counts the less the nearer it lies to the middle
+    between the last chosen and the first refused one, if it is nearer than half of `NEAR_TIE` of
+    the spread: two equal ones get half a slot each, and nothing jumps anywhere.
     """
-    n_experts = logits.shape[-1]
-    values, index = logits.topk(min(top_k + 1, n_experts), dim=-1)
-    slots = torch.ones_like(values)
-    if top_k < n_experts:
-        gap = (values[..., -2] - values[..., -1]) / (NEAR_TIE * spread).clamp(min=1e-30)
-        near = (0.5 - gap / 2).clamp(min=0)
-        # Starts flat, so that square roots of shares do not jump either.
-        part = near**2 * (3 - 2 * near)
-        slots[..., -2] = 1 - part
-        slots[..., -1] = part
-    return torch.zeros_like(logits).scatter_(-1, index, slots)
+    if top_k >= logits.shape[-1]:
+        return torch.ones_like(logits)
+    edge = logits.topk(top_k + 1, dim=-1).values[..., -2:].mean(dim=-1, keepdim=True)
+    width = (NEAR_TIE * spread).clamp(min=1e-30)[..., None]
+    height = ((logits - edge) / width + 0.5).clamp(0, 1)
+    # Starts flat, so that square roots of shares do not jump either.
+    slots = height**2 * (3 - 2 * height)
+    # More than two logits near the edge need not add up by themselves.
+    return slots * (top_k / slots.sum(dim=-1, keepdim=True))

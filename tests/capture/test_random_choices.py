@@ -42,6 +42,15 @@ def test_slots_move_smoothly_as_two_logits_cross():
     assert steps.max() < 0.01
 
 
+def test_a_third_logit_near_the_edge_moves_nothing_suddenly():
+    # The third and the second of a near tie change places: with two sharers, one would lose all.
+    before = slots([1.0, 5.0, 0.9999 + 1e-6, 0.9999 - 1e-6])
+    after = slots([1.0, 5.0, 0.9999 - 1e-6, 0.9999 + 1e-6])
+    assert min(before) > 0.1
+    np.testing.assert_allclose(before, after, atol=1e-3)
+    np.testing.assert_allclose([sum(before), sum(after)], 2)
+
+
 def test_all_experts_chosen_needs_no_next_one():
     assert slots([1.0, 1.0], top_k=2) == [1, 1]
 
