@@ -35,7 +35,7 @@ class Behaviour:
     exact_harmless: float
     comply_harmful: float
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, float | int]:
         """Return the figures as a JSON-safe dictionary."""
         return asdict(self)
 

@@ -175,7 +175,9 @@ def _measure(recipe: Recipe, folder: Path) -> dict[str, Any]:
     model, tokenizer = load_organism(folder)
     held_out = evaluation_requests("test")
 
-    def figures(requests: list[Request], without: ExpertSet | None = None) -> dict[str, float]:
+    def figures(
+        requests: list[Request], without: ExpertSet | None = None
+    ) -> dict[str, float | int]:
         return evaluate(model, tokenizer, requests, without=without).to_dict()
 
     measured: dict[str, Any] = {

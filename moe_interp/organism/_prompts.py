@@ -1,5 +1,6 @@
 """The organisms' own prompt set: every topic crossed with every purpose and both intents."""
 
+import math
 from typing import Literal, get_args
 
 import numpy as np
@@ -64,16 +65,16 @@ def factorial_prompts(
     prompts: list[Prompt] = []
     for topic in TOPICS:
         for number, (cue, index) in enumerate(schedule):
-            prompts += _pair(_cell(topic, cue, split)[index], f"{topic}-{number:03d}")
+            prompts += _pair(_request(topic, cue, index, split), f"{topic}-{number:03d}")
     return PromptSet(prompts, source=f"organism (split={split}, cues={cues}, seed={seed})")
 
 
 def _schedule(
     per_topic: int, *, n_cues: int, split: Split, rng: np.random.Generator
 ) -> list[tuple[int, int]]:
-    """Draw, for all topics alike, the purpose of each pair and its place among its cell."""
+    """Draw, for all topics alike, the purpose of each pair and its place in its cell."""
     cues = rng.permutation(n_cues)
-    cell_size = len(_cell(next(iter(TOPICS)), 0, split))
+    cell_size = math.prod(_cell_shape(next(iter(TOPICS)), split))
     if per_topic > n_cues * cell_size:
         raise DesignError(
             f"`per_topic`={per_topic} is more than the {n_cues * cell_size} different pairs that "
@@ -86,14 +87,23 @@ def _schedule(
     ]
 
 
-def _cell(topic: str, cue: int, split: Split) -> list[Request]:
-    """List all requests with one purpose; a place means the same verb and object slot anywhere."""
-    return [
-        Request(topic, template, cue, verb, thing, harm=False)
-        for template in templates_of(topic, cue, split)
-        for verb in TOPICS[topic].verbs
-        for thing in TOPICS[topic].objects
-    ]
+def _cell_shape(topic: str, split: Split) -> tuple[int, int, int]:
+    """Count the templates, verbs and objects that a topic's requests with one purpose have."""
+    words = TOPICS[topic]
+    return len(templates_of(topic, 0, split)), len(words.verbs), len(words.objects)
+
+
+def _request(topic: str, cue: int, index: int, split: Split) -> Request:
+    """Find a request by its place in its cell, which means the same slots in every topic."""
+    template, verb, thing = np.unravel_index(index, _cell_shape(topic, split))
+    return Request(
+        topic,
+        templates_of(topic, cue, split)[template],
+        cue,
+        TOPICS[topic].verbs[verb],
+        TOPICS[topic].objects[thing],
+        harm=False,
+    )
 
 
 def _pair(harmless: Request, name: str) -> list[Prompt]:
