@@ -66,16 +66,11 @@ def load_model(
     """
     check_versions()
     if isinstance(source, PreTrainedModel):
-        if tokenizer is None:
-            raise ValueError(
-                "A loaded model needs its tokenizer: load_model(model, tokenizer=tokenizer)."
-            )
         return _wrap(source, tokenizer, str(source.name_or_path or type(source).__name__), check)
     name = str(source)
     place = _organism_folder(name) if name.startswith(_ORGANISM) else name
     remote = {"revision": revision, "trust_remote_code": trust_remote_code}
-    config = _config(name, place, remote)
-    _check_structure(config, trust_remote_code)
+    _check_structure(_config(name, place, remote), trust_remote_code)
     if dtype is None and name.startswith(_ORGANISM):
         dtype = torch.float32
     options = {
@@ -84,9 +79,9 @@ def load_model(
         "experts_implementation": experts_implementation,
         "device_map": "auto" if device == "auto" else None,
     }
-    options = {key: value for key, value in options.items() if value is not None}
     tokenizer = tokenizer or _tokenizer(name, place, remote)
-    model = AutoModelForCausalLM.from_pretrained(place, **remote, **options).eval()
+    given = {key: value for key, value in options.items() if value is not None}
+    model = AutoModelForCausalLM.from_pretrained(place, **remote, **given).eval()
     if device != "auto":
         model = model.to(_device(device))
     return _wrap(model, tokenizer, name, check, _card(place))
@@ -94,11 +89,15 @@ def load_model(
 
 def _wrap(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     source: str,
     check: bool,
     card: dict[str, object] | None = None,
 ) -> MoEModel:
+    if tokenizer is None:
+        raise ValueError(
+            "A loaded model needs its tokenizer: load_model(model, tokenizer=tokenizer)."
+        )
     sites = find_sites(model)
     if not model.can_generate():
         raise UnsupportedArchitectureError(
