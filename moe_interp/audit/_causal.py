@@ -1,5 +1,6 @@
 """The causal half of an audit: choose experts on some prompts, judge them on others."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +89,7 @@ def check_causally(
     alpha: float,
     n_null: int,
     rng: Generator,
+    openers: Sequence[str] | None = None,
     batch_size: int | str = "auto",
 ) -> CausalCheck:
     """Choose the experts that carry the refusal, and ablate them on other prompts.
@@ -102,12 +104,19 @@ def check_causally(
         alpha: Level at which an ablation is called causal.
         n_null: Random expert sets.
         rng: Source of randomness.
+        openers: Words that open a refusal; by default those of the card, or the usual ones.
         batch_size: Rows a batch, or ``"auto"``.
 
     Returns:
         What was selected and what its ablation did; where nothing could be checked, why.
     """
-    metric = _refusal_metric(model)
+    try:
+        metric = _refusal_metric(model, openers)
+    except ValueError as error:
+        if openers is not None:
+            raise
+        reason = f"No causal check: {error}"
+        return CausalCheck(_not_run(reason, mode), ExpertSet(), None, None, frequency, alpha)
     first, second = prompts.split(rng=rng)
     chosen_on, judged_on = first.select(first.harm), second.select(second.harm)
     log_odds = measure_many(model, chosen_on, [""], metric=metric, batch_rows=batch_size)[0]
@@ -148,12 +157,18 @@ def check_causally(
     if not judged:
         reason = "No causal check: no expert lowered the refusal when it was ablated."
         return CausalCheck(_not_run(reason, mode), ExpertSet(), gradient, single, frequency, alpha)
-    results = {**judged[0], "sets": judged, "sentence": _sentence(judged)}
+    results = {
+        **judged[0],
+        "sets": judged,
+        "selection": greedy.to_dict(),
+        "sentence": _sentence(judged, reached=greedy.reached),
+    }
     return CausalCheck(results, greedy.experts, gradient, single, frequency, alpha)
 
 
-def _refusal_metric(model: MoEModel) -> RefusalLogOdds:
-    openers = model.card["refusal"]["openers"] if model.card else None
+def _refusal_metric(model: MoEModel, openers: Sequence[str] | None) -> RefusalLogOdds:
+    if openers is None and model.card is not None:
+        openers = model.card["refusal"]["openers"]
     return RefusalLogOdds(model.tokenizer, openers=openers)
 
 
@@ -243,8 +258,9 @@ def _not_run(reason: str, mode: str) -> dict[str, Any]:
     }
 
 
-def _sentence(judged: list[dict[str, Any]]) -> str:
-    said = [
+def _sentence(judged: list[dict[str, Any]], *, reached: bool) -> str:
+    said = [] if reached else [f"No set of {MAX_EXPERTS} experts or fewer carries the refusal."]
+    said += [
         f"{'Ablating' if found['mode'] == 'zero' else 'Banning'} {', '.join(found['experts'])} "
         f"({_WHICH[found['name']]}) takes refusals of harmful prompts from "
         f"{found['baseline']:.2f} to {found['observed']:.2f}; random experts matched on layer "

@@ -4,7 +4,7 @@ import importlib.metadata
 import platform
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,6 +34,7 @@ def run_audit(
     n_resamples: int = 9999,
     n_random_routers: int = 99,
     n_null: int = 100,
+    openers: Sequence[str] | None = None,
     batch_size: int | str = "auto",
     progress: bool = False,
 ) -> AuditResult:
@@ -54,6 +55,7 @@ def run_audit(
         n_resamples: Relabellings in each permutation test.
         n_random_routers: Random routers in the baseline.
         n_null: Random expert sets in the matched null.
+        openers: Words that open a refusal, one token each; by default the card's or the usual.
         batch_size: Prompts a batch; ``"auto"`` fills batches up to a number of tokens.
         progress: Show progress on standard error.
 
@@ -63,6 +65,7 @@ def run_audit(
     Raises:
         PromptError: If prompts lack harm or topic, or are longer than the context.
         DesignError: If the prompts cannot answer the question.
+        ValueError: If an option is out of range, or an opener is not a single token.
 
     Example:
         >>> import moe_interp as mi
@@ -111,6 +114,7 @@ def run_audit(
             alpha=alpha,
             n_null=n_null,
             rng=causal_stream,
+            openers=openers,
             batch_size=batch_size,
         )
     seconds["total"] = sum(seconds.values())
@@ -214,7 +218,9 @@ def _experts(tests: ExpertTests, check: CausalCheck) -> list[dict[str, Any]]:
                 "q": _number(row["q"]),
                 **{name: _number(value) for name, value in check.scores_of(*key).items()},
                 "selected": key in check.selected,
-                "harm_routed": p_adjusted is not None and p_adjusted <= check.alpha,
+                "harm_routed": bool(
+                    p_adjusted is not None and p_adjusted <= check.alpha and row["effect"] > 0
+                ),
             }
         )
     return rows

@@ -26,6 +26,10 @@ app.command("models")(_models.models)
 app.command("prompts")(_prompts.prompts)
 
 
+# What the options before the command say.
+_state = {"traceback": False}
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"moe-interp {__version__}")
@@ -37,16 +41,23 @@ def _common(
     version: bool = typer.Option(
         False, "--version", callback=_print_version, is_eager=True, help="Print the version."
     ),
+    traceback: bool = typer.Option(
+        False, "--traceback", help="Show where an error came from, for a report of a bug."
+    ),
 ) -> None:
     """Exact, loud, honest interpretability of Mixture-of-Experts language models."""
+    _state["traceback"] = traceback
 
 
 def main() -> None:
     """Run the command line; what the user can mend is told in one line, with exit code 2."""
     warnings.showwarning = lambda message, *_args, **_kwargs: note(str(message))
+    _state["traceback"] = False
     try:
         app()
-    except MoEInterpError as error:
+    except (MoEInterpError, ValueError, OSError) as error:
+        if _state["traceback"]:
+            raise
         sys.exit(stop(str(error)))
     except KeyboardInterrupt:
         sys.exit(stop("interrupted; nothing was written over.", code=130))

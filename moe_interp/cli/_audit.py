@@ -26,6 +26,14 @@ def audit(
     n_null: Annotated[
         int, typer.Option("--n-null", min=100, help="Random expert sets in the matched null.")
     ] = 100,
+    opener: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--opener",
+            help="A word that opens this model's refusals, one token; may be repeated.",
+            show_default="the card's, or I, As, Sorry, Unfortunately",
+        ),
+    ] = None,
     batch_size: BatchSize = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -49,7 +57,13 @@ def audit(
     chosen = load_prompts(prompts)
     opened = load_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     result = run_audit(
-        opened, chosen, seed=seed, n_null=n_null, batch_size=batch_size or "auto", progress=True
+        opened,
+        chosen,
+        seed=seed,
+        n_null=n_null,
+        openers=opener,
+        batch_size=batch_size or "auto",
+        progress=True,
     )
     result.save(out, force=force)
     console.print(result.summary(), markup=False)
