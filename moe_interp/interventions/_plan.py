@@ -83,7 +83,7 @@ def _united(edits: Iterable[Edit]) -> list[Edit]:
     return joined
 
 
-def _stacked(members: Sequence[tuple[Int[np.ndarray, " row"], Tensor]], batch: Batch) -> Tensor:
+def _stacked(members: Sequence[tuple[Int[np.ndarray, " _"], Tensor]], batch: Batch) -> Tensor:
     """Put the tensors of groups of rows into one tensor; rows of no group are zero, or False."""
     n_rows = len(batch.prompt_index)
     rows, first = members[0]
