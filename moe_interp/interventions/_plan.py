@@ -23,12 +23,12 @@ class _Slot:
     """Edits of several groups of rows that share layer, stage, rule and place in the order."""
 
     edit: Edit
-    members: list[tuple[Int[np.ndarray, " row"], Edit]] = field(default_factory=list)
+    members: list[tuple[Int[np.ndarray, " _"], Edit]] = field(default_factory=list)
 
 
 def edit_table(
     batch: Batch,
-    groups: Iterable[tuple[Int[np.ndarray, " row"], Sequence[Intervention]]],
+    groups: Iterable[tuple[Int[np.ndarray, " _"], Sequence[Intervention]]],
     phase: Phase,
 ) -> EditTable:
     """Lay the interventions of all rows over each other.
