@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from moe_interp.models._traced_parts import LayerParts, own_rows
+from moe_interp.models._traced_rules import choose_next_best
 
 
 def run_router_apart(layer: "LayerParts") -> 'Int[Tensor, "batch pos top_k"]':
@@ -90,13 +91,8 @@ def over_tokens(
     layer: "LayerParts", mask: "Tensor", tokens: "Tensor | None", neutral: "bool | float"
 ) -> "Tensor":
     """Bring a per-expert mask to ``[batch|1 pos|1 expert]``, neutral where `tokens` is False."""
-    wide = (
-        mask.unsqueeze(1)
-        if mask.dim() == 2
-        else mask.reshape(1, 1, -1)
-        if mask.dim() == 1
-        else mask
-    )
+    wide = mask.reshape(1, 1, -1) if mask.dim() == 1 else mask
+    wide = wide.unsqueeze(1) if wide.dim() == 2 else wide
     if wide.shape[-1] != layer.n_experts:
         raise ValueError(
             f"Layer {layer.layer} has {layer.n_experts} experts, the mask has {wide.shape[-1]}."
@@ -120,22 +116,6 @@ def ban_experts(
 
     def rule(scores: "Tensor", index: "Tensor") -> "Tensor":
         gone = wide.to(index.device).expand(*index.shape[:-1], layer.n_experts)
-        hit = gone.gather(-1, index)
-        if not bool(hit.any()):
-            return index
-        pool = scores.detach().masked_fill(gone, float("-inf")).scatter(-1, index, float("-inf"))
-        new = index
-        for slot in range(index.shape[-1]):
-            value, best = pool.max(-1)
-            refused = hit[..., slot] & (value <= layer.facts["unselectable_score"])
-            if bool(refused.any()):
-                raise ValueError(
-                    f"Layer {layer.layer}: the ban leaves a token with fewer than "
-                    f"{layer.top_k} experts to choose from. Ban fewer experts."
-                )
-            pick = torch.where(hit[..., slot], best, index[..., slot])
-            new = torch.cat([new[..., :slot], pick[..., None], new[..., slot + 1 :]], -1)
-            pool = pool.scatter(-1, pick[..., None], float("-inf"))
-        return new
+        return choose_next_best(layer, scores, index, gone)
 
     choose(layer, rule)
