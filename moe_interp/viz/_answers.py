@@ -11,8 +11,8 @@ from moe_interp.viz._tables import finite
 from moe_interp.viz._theme import FACTORS
 
 _ORGANISM = (
-    "A tiny model trained so that the answer is known, made to test the method. It is no "
-    "evidence about real models."
+    "A model organism: tiny, and trained so that the answer is known, to test the method. It is "
+    "no evidence about real models."
 )
 
 
@@ -38,7 +38,7 @@ def header(results: Mapping[str, Any]) -> str:
     if card:
         said = card.get("disclaimer") or _ORGANISM
         note = (
-            '<aside class="note organism"><strong>This is a model organism.</strong> '
+            '<aside class="note organism"><strong>Not a real model.</strong> '
             f"{escape(str(said))}</aside>"
         )
     return (
@@ -162,12 +162,14 @@ def _span_card(results: Mapping[str, Any], span: str, top: float) -> str:
         f"{name} p {words.p_value(p_values.get(key))}"
         for key, name in (("topic", "topic"), ("harm", "harm"), ("harm_nested", "harm in topics"))
     )
-    reason = (results.get("reasons") or {}).get(span) or ""
+    reason = (results.get("reasons") or {}).get(span)
+    full = f"<details><summary>Reason</summary><p>{escape(str(reason))}</p></details>"
+    full = full if reason else ""
     return (
         f'<article class="card{" primary" if primary else ""}">'
         f"<h3>{escape(str(span))} tokens{' <small>primary</small>' if primary else ''}</h3>"
         f'<p class="label {escape(str(label))}">{escape(words.title_of(label))}</p>{bars}'
-        f'<p class="tested">{escape(tested)}</p><p>{escape(str(reason))}</p></article>'
+        f'<p class="tested">{escape(tested)}</p>{full}</article>'
     )
 
 

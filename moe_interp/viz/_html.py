@@ -6,6 +6,9 @@ from typing import Any
 
 from moe_interp.viz import _words as words
 
+# Cells with more characters may break over lines.
+_LONG = 34
+
 
 class Raw(str):
     """A cell that is HTML already."""
@@ -68,8 +71,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str) -
 def _cell(cell: str) -> str:
     if isinstance(cell, Raw):
         return f"<td>{cell}</td>"
-    absent = ' class="absent"' if cell == words.NOT_MEASURED else ""
-    return f"<td{absent}>{escape(str(cell))}</td>"
+    kind = "absent" if cell == words.NOT_MEASURED else "long" if len(cell) > _LONG else ""
+    return f'<td class="{kind}">{escape(cell)}</td>' if kind else f"<td>{escape(cell)}</td>"
 
 
 def definitions(facts: Mapping[str, Any]) -> str:

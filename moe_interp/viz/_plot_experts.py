@@ -19,6 +19,8 @@ QUANTITIES = {
     "selection_frequency": ("how often tokens choose the expert", "fraction of tokens", False),
 }
 _SMALLEST_P = 1e-12
+# A scale that ended below these would paint what does not matter in full colour.
+_SMALLEST_SCALE = {"effect": 0.05, "-log10 p_adjusted": 2.0}
 
 
 def plot_experts(
@@ -65,7 +67,7 @@ def plot_experts(
             "`quantity`, or measure this one first."
         )
     words, unit, two_sided = QUANTITIES.get(quantity, (quantity, quantity, min(measured) < 0))
-    bound = max(max(abs(value) for value in measured), 1e-9)
+    bound = max(*(abs(value) for value in measured), _SMALLEST_SCALE.get(quantity, 1e-9))
     figure = plain_figure(height=176 + max(24, min(44, 900 // len(layers))) * len(layers))
     figure.add_trace(
         go.Heatmap(

@@ -73,9 +73,17 @@ def fixed(value: Any, decimals: int = 3) -> str:  # noqa: ANN401
 
     Returns:
         The number for people.
+
+    Example:
+        >>> fixed(-0.0004), fixed(-0.0126)
+        ('0.000', '−0.013')
     """
     value = finite(value)
-    return NOT_MEASURED if value is None else f"{value:.{decimals}f}".replace("-", "−")
+    if value is None:
+        return NOT_MEASURED
+    text = f"{value:.{decimals}f}"
+    # A tiny negative number rounds to zero, which has no sign.
+    return (text.removeprefix("-") if float(text) == 0 else text).replace("-", "−")
 
 
 def share(value: Any) -> str:  # noqa: ANN401

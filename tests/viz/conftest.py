@@ -38,6 +38,8 @@ def record():
     n_tokens = len(owner)
     # No token chooses expert 0 in any layer.
     order = 1 + rng.random((n_tokens, len(LAYERS), EXPERTS - 1)).argsort(-1)
+    # The first pair uses two experts only in the second recorded layer.
+    order[owner <= 1, 1, :TOP_K] = (1, 2)
     weights = np.sort(rng.random((n_tokens, len(LAYERS), TOP_K)), axis=-1)[..., ::-1]
     weights = weights / weights.sum(-1, keepdims=True)
     pos = np.concatenate([np.arange(len(w)) for w in words])

@@ -23,6 +23,11 @@ def test_a_two_sided_map_is_symmetric_around_zero_with_positive_blue(results):
     assert heat.colorscale[-1][1] == "#2166ac"
 
 
+def test_tiny_effects_are_not_painted_in_full_colour(results):
+    rows = [row | {"effect": row["effect"] / 1000} for row in results["experts"]]
+    assert plot_experts(rows).data[0].zmax == 0.05
+
+
 def test_a_map_of_zeros_can_be_drawn(results):
     rows = [row | {"effect": 0.0} for row in results["experts"]]
     assert plot_experts(rows).data[0].zmax > 0

@@ -139,12 +139,12 @@ def test_spans_that_agree_are_not_said_to_disagree(written):
 
 def test_an_organism_is_said_to_be_no_evidence(written, results):
     results["model"]["card"].pop("disclaimer")
-    assert "It is no evidence about real models" in text_of(written())
+    assert "no evidence about real models" in text_of(written())
 
 
 def test_a_real_model_has_no_disclaimer_of_an_organism(written, results):
     results["model"]["card"] = None
-    assert "model organism" not in text_of(written(truth=None))
+    assert "Not a real model" not in text_of(written(truth=None))
 
 
 def test_what_was_not_measured_is_said_and_the_rest_still_written(written, results):

@@ -194,12 +194,24 @@ async function draw(data) {
       `${row.selected ? ", selected" : ""}.`;
   }
 
-  function choose(label) {
+  const uses = (group, layer, expert) => group.reduce((sum, prompt) =>
+    sum + weightsOf(prompt, layer, expert).filter((value) => value > 0).length, 0);
+
+  // An expert that was clicked is shown at work: where the shown prompts do not use it, the
+  // prompts that use it most take their place.
+  function showAtWork(layer, expert) {
+    const counts = groups.map((group) => uses(group, layer, expert));
+    const most = Math.max(...counts);
+    if (counts[pickPrompt.value] === 0 && most > 0) pickPrompt.value = counts.indexOf(most);
+  }
+
+  function choose(label, elsewhere = true) {
     chosen = label;
     const [layer, expert] = place(label);
     if (pack) {
       pickLayer.value = layer;
       pickExpert.value = expert;
+      if (elsewhere) showAtWork(layer, expert);
       drawTokens();
     }
     about(label);
@@ -212,7 +224,7 @@ async function draw(data) {
   if (pack) {
     pickPrompt.addEventListener("change", drawTokens);
     for (const select of [pickLayer, pickExpert]) {
-      select.addEventListener("change", () => choose(`L${pickLayer.value}E${pickExpert.value}`));
+      select.addEventListener("change", () => choose(`L${pickLayer.value}E${pickExpert.value}`, false));
     }
   }
   document.querySelectorAll("button.pick").forEach((button) =>
