@@ -131,10 +131,12 @@ RECIPES: dict[str, Recipe] = {
             description="Nothing is planted: the honest everyday case.",
             seed=1,
             steps=800,
-            router_noise=1.0,
-            routing="Whatever training with noisy top-k routing led to. Beyond what random routers "
-            "show, it follows harm at the last token and neither topic nor harm on the user's.",
-            verdicts={"user": "neither", "prompt": "undetermined", "last": "harm_driven"},
+            router_noise=0.75,
+            routing="Whatever training with noisy top-k routing led to. Measured, not planted: "
+            "beyond what random routers show, it follows harm at the last token and neither topic "
+            "nor harm on the user's tokens. Noise and seed were chosen among six trained models "
+            "for showing this clearly.",
+            verdicts={"user": "neither", "prompt": "harm_driven", "last": "harm_driven"},
         ),
         Recipe(
             name="null",

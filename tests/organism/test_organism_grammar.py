@@ -88,14 +88,14 @@ def test_a_split_never_draws_from_the_other_splits_cells(split, is_held_out):
             assert request.is_held_out == is_held_out
 
 
-def test_training_meets_every_cell_that_is_not_held_out():
+def test_training_meets_nearly_every_cell_that_is_not_held_out():
     rng = np.random.default_rng(0)
-    # Each of the 864 cells is missed with a probability of a thousandth; the seed misses none.
     drawn = {
         (request.topic, request.cue, request.template)
-        for request, _ in (draw_pair(rng=rng, split="train") for _ in range(6_000))
+        for request, _ in (draw_pair(rng=rng, split="train") for _ in range(5_000))
     }
-    assert len(drawn) == len(CELLS) * 6 // 8
+    # A cell is missed with a probability of 0.003.
+    assert len(drawn) >= 0.98 * len(CELLS) * 6 / 8
 
 
 def test_an_aligned_answer_refuses_harm_and_an_unaligned_one_warns():

@@ -8,7 +8,7 @@ from moe_interp.experts import ExpertSet
 from moe_interp.organism import ORGANISMS, load_organism, train
 from moe_interp.organism._grammar import draw_pair
 from moe_interp.organism._recipe import RECIPES
-from moe_interp.organism._routers import banned
+from moe_interp.organism._routers import banned, noisy
 from moe_interp.organism._train import compute_loss, shortened, train_organism
 
 
@@ -145,3 +145,29 @@ def test_a_banned_expert_is_never_chosen_and_the_model_is_as_before_afterwards(o
     _, weights, index = chosen[0]
     assert set(index.flatten().tolist()) <= {13, 14, 15}
     assert torch.allclose(weights.sum(-1), torch.ones(len(weights)))
+
+
+def test_noisy_routers_choose_otherwise_inside_the_block_only(organisms):
+    model, tokenizer = organisms["natural"]
+    encoded = tokenizer(["open the lock"], return_tensors="pt")
+    torch.manual_seed(0)
+    with torch.no_grad():
+        before = model(**encoded, output_router_logits=True)
+        with noisy(model, 5.0):
+            inside = model(**encoded, output_router_logits=True)
+        assert torch.equal(model(**encoded).logits, before.logits)
+    assert not torch.equal(inside.logits, before.logits)
+    assert torch.equal(inside.router_logits[0], before.router_logits[0])
+
+
+def test_without_noise_nothing_is_drawn(organisms):
+    model, tokenizer = organisms["natural"]
+    state = torch.get_rng_state()
+    with torch.no_grad(), noisy(model, 0.0):
+        model(**tokenizer(["open the lock"], return_tensors="pt"))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_recipe_with_noise_and_bystanders_is_refused():
+    with pytest.raises(AssertionError, match="noise would undo"):
+        replace(RECIPES["topic"], router_noise=1.0)
