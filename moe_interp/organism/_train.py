@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -291,16 +291,3 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(n_threads)
-
-
-def shortened(recipe: Recipe, *, steps: int) -> Recipe:
-    """Copy a recipe with this many steps in each of its stages, to try it out.
-
-    Args:
-        recipe: The recipe to copy.
-        steps: Steps of stage 1, and of stage 2 if there is one.
-
-    Returns:
-        The short recipe.
-    """
-    return replace(recipe, steps=steps, safety_steps=min(recipe.safety_steps, steps))

@@ -9,7 +9,11 @@ from moe_interp.organism import ORGANISMS, load_organism, train
 from moe_interp.organism._grammar import draw_pair
 from moe_interp.organism._recipe import RECIPES
 from moe_interp.organism._routers import banned, noisy
-from moe_interp.organism._train import compute_loss, shortened, train_organism
+from moe_interp.organism._train import compute_loss, train_organism
+
+
+def shortened(recipe, *, steps):
+    return replace(recipe, steps=steps, safety_steps=min(recipe.safety_steps, steps))
 
 
 @pytest.fixture(scope="module")
