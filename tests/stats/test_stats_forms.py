@@ -29,15 +29,18 @@ def naive_sums(points, topic, harm):
 
 
 def small_case(simulate, scheme, rng):
-    """So few units that every relabelling can be gone through, and no two cells alike in size."""
-    sizes = {"wording": {"n_topics": 2, "n_wordings": 3}}.get(scheme, {"n_topics": 2})
+    """So few units that every relabelling can be gone through, and topics of different size."""
     if scheme == "within_topic":
         labels = simulate.labels(scheme, n_topics=2, n_wordings=2)
         labels.harm[0] = False
         labels.topic.append("topic0")
         labels.harm.append(True)
     else:
-        labels = simulate.labels(scheme, **{"n_wordings": 3, **sizes})
+        labels = simulate.labels(scheme, n_topics=2, n_wordings=3)
+        # Without its last prompt a wording is used in one topic only, a stratum of its own.
+        n_left_out = 1 if scheme == "wording" else 2
+        kept = {k: v and v[:-n_left_out] for k, v in vars(labels).items()}
+        labels = type(labels)(**kept)
     profile = simulate.profile(labels, simulate.shares(labels, rng, harm=0.5))
     design = make_design(profile, scheme, need_topics=True)
     return design, design.embed(profile)

@@ -56,6 +56,7 @@ def test_topics_of_a_wording_that_crosses_topics_are_exchanged_inside_it(simulat
     labels = simulate.labels("wording_pair")
     exchange = design_of(simulate, labels, rng).topic_exchange
     strata = exchange.stratum[exchange.unit]
+    assert len(set(strata.tolist())) == 4
     assert len(set(zip(strata.tolist(), labels.wording, strict=True))) == 4
 
 
@@ -68,8 +69,12 @@ def test_wordings_that_live_in_one_topic_exchange_topics_whole(simulate, rng):
     assert design.topic_exchange.words == "whole wordings, each of one topic"
 
 
-def test_relabelling_keeps_the_counts_of_topic_by_harm(simulate, scheme, rng):
-    design = design_of(simulate, simulate.labels(scheme), rng)
+@pytest.mark.parametrize("pairs", ["with pair ids", "without pair ids"])
+def test_relabelling_keeps_the_counts_of_topic_by_harm(simulate, scheme, rng, pairs):
+    labels = simulate.labels(scheme)
+    if pairs == "without pair ids" and scheme == "wording_pair":
+        labels = with_labels(labels, pair=None)
+    design = design_of(simulate, labels, rng)
 
     def counts(topic, harm):
         table = np.zeros((3, 2), dtype=int)
