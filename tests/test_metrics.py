@@ -126,5 +126,5 @@ def test_refusal_phrases_can_be_chosen_but_not_blank():
 
 def test_the_opening_rate_counts_the_prompts_that_more_likely_refuse():
     metric = RefusalOpening(RefusalLogOdds(token_ids=[1, 2]))
-    logits = torch.tensor([[0.0, 0.0, 0.0], [2.0, 1.0, 0.5], [1.0, 0.0, -9.0]])
+    logits = torch.tensor([[0.0, 0.0, 0.0], [1.2, 1.0, 0.5], [1.0, 0.0, -9.0]])
     assert metric(logits).tolist() == [1.0, 1.0, 0.0]

@@ -30,7 +30,7 @@ app.command("prompts")(_prompts.prompts)
 _state = {"traceback": False}
 
 
-def _print_version(wanted: bool) -> None:
+def _print_version(wanted: bool | None) -> None:
     if wanted:
         typer.echo(f"moe-interp {__version__}")
         raise typer.Exit
@@ -38,8 +38,8 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _common(
-    version: bool = typer.Option(
-        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
+    version: bool | None = typer.Option(
+        None, "--version", callback=_print_version, is_eager=True, help="Print the version."
     ),
     traceback: bool = typer.Option(
         False, "--traceback", help="Show where an error came from, for a report of a bug."
