@@ -50,12 +50,12 @@ def audit(
     Example: moe-interp audit --model organism:topic --prompts organism --out out/demo
     """
     from moe_interp.audit import check_output, run_audit
-    from moe_interp.models import load_model
+    from moe_interp.cli._open import open_model
     from moe_interp.prompts import load_prompts
 
     check_output(out, force=force)
     chosen = load_prompts(prompts)
-    opened = load_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    opened = open_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     result = run_audit(
         opened,
         chosen,

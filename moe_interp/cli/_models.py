@@ -20,9 +20,9 @@ def models(
     from rich.table import Table
 
     if model is not None:
-        from moe_interp.models import load_model
+        from moe_interp.cli._open import open_model
 
-        architecture = load_model(model).architecture.to_dict()
+        architecture = open_model(model).architecture.to_dict()
         width = max(map(len, architecture))
         for name, value in architecture.items():
             console.print(f"{name:<{width}}  {value}", markup=False)

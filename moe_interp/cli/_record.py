@@ -35,12 +35,12 @@ def record(
     import numpy as np
 
     from moe_interp.capture import check_free, record_routing
-    from moe_interp.models import load_model
+    from moe_interp.cli._open import open_model
     from moe_interp.prompts import load_prompts
 
     check_free(out, force=force)
     chosen = load_prompts(prompts)
-    opened = load_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    opened = open_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     captured = record_routing(
         opened,
         chosen,

@@ -12,6 +12,7 @@ def cli(capsys, monkeypatch):
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["moe-interp", *map(str, arguments)])
         monkeypatch.setenv("COLUMNS", "200")
+        capsys.readouterr()
         with pytest.raises(SystemExit) as exit_:
             main()
         captured = capsys.readouterr()
