@@ -39,8 +39,8 @@ class Worker:
 
     def close(self):
         self.process.stdin.close()
-        self.process.wait(10)
         self.process.stdout.close()
+        self.process.wait(120)
 
 
 class Loopback(RemoteBackend):

@@ -107,6 +107,19 @@ def test_a_ban_takes_the_next_best_and_leaves_every_other_choice(family):
     assert relative(new["routing_weights"], weights) <= 1e-6
 
 
+@families
+def test_two_chosen_experts_banned_at_once_make_room_for_two(family):
+    changes = {"n_group": 1} if "n_group" in tiny_models.FAMILIES[family] else {}
+    model = wrap(family, **changes)
+    layer = next(iter(model.moe))
+    before, _ = run(model, encode())
+    both = before[layer]["expert_index"][0, -1].tolist()
+    after, _ = run(model, encode(), lambda one: one.ban(both) if one.layer == layer else None)
+    index = after[layer]["expert_index"]
+    assert not bool(torch.isin(index, torch.tensor(both)).any())
+    assert bool((index[..., 0] != index[..., 1]).all())
+
+
 def test_a_banned_sparsemixer_weighs_as_if_the_expert_were_not_there():
     model = wrap("phimoe", router_jitter_noise=0.5)
     before, _ = run(model, encode())
@@ -137,9 +150,9 @@ def test_group_limits_hold_under_a_ban_or_it_is_refused(family):
     after, _ = run(model, encode(), lambda one: one.ban([expert]) if one is layer else None)
     group = before[1]["expert_index"] // 4
     assert torch.equal(after[1]["expert_index"] // 4, group)
-    everything = [*range(7)]
+    all_but_one_of_each = [0, 1, 2, 4, 5, 6]
     with pytest.raises(ValueError, match="Layer 1: the ban leaves a token with fewer than 2 exp"):
-        run(model, encode(), lambda one: one.ban(everything) if one is layer else None)
+        run(model, encode(), lambda one: one.ban(all_but_one_of_each) if one is layer else None)
 
 
 @families
