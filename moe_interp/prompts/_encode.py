@@ -250,8 +250,6 @@ def _user_tokens(
     # space has a place too.
     located = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
     located.post_processor = None
-    located.no_truncation()
-    located.no_padding()
     encodings = located.encode_batch(list(rendered.texts), add_special_tokens=False)
     found = []
     for encoding, ids, (start, end) in zip(encodings, token_ids, rendered.user_spans, strict=True):

@@ -38,6 +38,7 @@ def test_without_the_generation_prompt_the_assistant_does_not_begin(byte_level):
         "A {{ messages[0]['content'] | replace('B', 'o') }} B",
         "{% if 'Bake' in messages[0]['content'] %}!{% endif %}{{ messages[0]['content'] }}",
         "{{ messages[0]['content'] }}{% if 'Bake' in messages[0]['content'] %}!{% endif %}",
+        "{{ messages[0]['content'][0] }}: {{ messages[0]['content'] }}",
     ],
 )
 def test_a_template_that_changes_a_prompt_is_refused(with_template, template):

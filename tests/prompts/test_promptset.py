@@ -217,6 +217,15 @@ def test_every_unit_is_as_likely_in_the_first_part():
     assert all(83 < count < 183 for count in counts.values())
 
 
+def test_no_two_units_are_tied_to_the_same_part():
+    prompts = factorial(n_topics=1)
+    halves = [prompts.split(rng=np.random.default_rng(seed))[0] for seed in range(60)]
+    for one in range(5):
+        # Two of six units are together in 2 of 5 halves: never or always has a chance below 1e-13.
+        together = {(f"0-{one}" in half.pairs) == ("0-5" in half.pairs) for half in halves}
+        assert together == {True, False}
+
+
 def test_two_wordings_joined_by_a_pair_stay_together():
     prompts = PromptSet(
         Prompt(f"{w} {t}", topic=t, harm=w > 2, pair=f"{w % 3}{t}", wording=f"w{w}")
