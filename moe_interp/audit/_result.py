@@ -142,11 +142,31 @@ def _summary_lines(results: dict[str, Any]) -> list[str]:
     ]
     for span in results["spans"]:
         lines.append(f"verdict on {span} tokens: {results['verdicts'][span]}")
-        lines.append(f"  {results['reasons'][span]}")
+        lines += _share_lines(results, span)
     if results["verdict_note"]:
         lines += ["", results["verdict_note"]]
     lines += ["", results["causal"]["sentence"]]
     if results["truth"]:
         lines += [results["truth"]["sentence"]]
     lines += ["", f"{results['seconds']['total']:.0f} s in all"]
+    return lines
+
+
+def _share_lines(results: dict[str, Any], span: str) -> list[str]:
+    """The shares behind a verdict; where there are none, the reason why."""
+    pooled = [
+        row for row in results["decomposition"] if (row["span"], row["layer"]) == (span, "all")
+    ]
+    if not pooled or pooled[0]["topic"] is None:
+        return [f"  {results['reasons'][span]}"]
+    lines = []
+    for name, factor in (("topic", "topic"), ("harm", "harm_total")):
+        share, low, high, random_low, random_high = (
+            100 * pooled[0][f"{factor}{end}"]
+            for end in ("", "_low", "_high", "_random_low", "_random_high")
+        )
+        lines.append(
+            f"  {name:<5} {share:5.1f} % of routing [{low:.1f}, {high:.1f}]; "
+            f"random routers {random_low:.1f} to {random_high:.1f}"
+        )
     return lines

@@ -69,12 +69,13 @@ def plot_experts(
     words, unit, two_sided = QUANTITIES.get(quantity, (quantity, quantity, min(measured) < 0))
     bound = max(*(abs(value) for value in measured), _SMALLEST_SCALE.get(quantity, 1e-9))
     figure = plain_figure(height=176 + max(24, min(44, 900 // len(layers))) * len(layers))
+    labels = [[f"L{layer}E{e}" for e in range(n_experts)] for layer in layers]
     figure.add_trace(
         go.Heatmap(
             z=values,
             x=list(range(n_experts)),
             y=list(range(len(layers))),
-            customdata=[[f"L{layer}E{e}" for e in range(n_experts)] for layer in layers],
+            customdata=labels,
             zmin=-bound if two_sided else 0,
             zmax=bound,
             colorscale=DIVERGING if two_sided else SEQUENTIAL,
@@ -82,47 +83,56 @@ def plot_experts(
             ygap=1,
             hoverongaps=True,
             hovertemplate=f"%{{customdata}}<br>{words}: %{{z:.4g}}<extra></extra>",
-            colorbar={
-                "title": {"text": unit, "side": "bottom", "font": {"size": 13}},
-                "orientation": "h",
-                "yref": "container",
-                "y": 0,
-                "yanchor": "bottom",
-                "x": 0.5,
-                "len": 0.6,
-                "thickness": 12,
-                "outlinewidth": 0,
-            },
+            colorbar=_colour_bar(unit),
         )
     )
     for trace in _marks(rows, layers, alpha, truth):
         figure.add_trace(trace)
-    step = max(1, round(n_experts / 32))
-    figure.update_xaxes(
-        plain_axis(
-            "expert",
-            showgrid=False,
-            dtick=step,
-            tick0=0,
-            range=[-0.5, n_experts - 0.5],
-            tickangle=0,
-        )
-    )
-    figure.update_yaxes(
-        plain_axis(
-            "layer",
-            showgrid=False,
-            tickvals=list(range(0, len(layers), max(1, round(len(layers) / 24)))),
-            ticktext=[str(layer) for layer in layers[:: max(1, round(len(layers) / 24))]],
-            range=[-0.5, len(layers) - 0.5],
-        )
-    )
+    _label_axes(figure, layers, n_experts)
     figure.update_layout(
         showlegend=True,
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         margin={"t": 44, "b": 116},
     )
     return figure
+
+
+def _colour_bar(unit: str) -> dict[str, Any]:
+    return {
+        "title": {"text": unit, "side": "bottom", "font": {"size": 13}},
+        "orientation": "h",
+        "yref": "container",
+        "y": 0,
+        "yanchor": "bottom",
+        "x": 0.5,
+        "len": 0.6,
+        "thickness": 12,
+        "outlinewidth": 0,
+    }
+
+
+def _label_axes(figure: go.Figure, layers: list[int], n_experts: int) -> None:
+    """Name experts and layers; of many only every so-manieth, so that labels stay apart."""
+    figure.update_xaxes(
+        plain_axis(
+            "expert",
+            showgrid=False,
+            dtick=max(1, round(n_experts / 32)),
+            tick0=0,
+            range=[-0.5, n_experts - 0.5],
+            tickangle=0,
+        )
+    )
+    step = max(1, round(len(layers) / 24))
+    figure.update_yaxes(
+        plain_axis(
+            "layer",
+            showgrid=False,
+            tickvals=list(range(0, len(layers), step)),
+            ticktext=[str(layer) for layer in layers[::step]],
+            range=[-0.5, len(layers) - 0.5],
+        )
+    )
 
 
 def expert_grid(
