@@ -162,7 +162,8 @@ def _share_lines(results: dict[str, Any], span: str) -> list[str]:
     lines = []
     for name, factor in (("topic", "topic"), ("harm", "harm_total")):
         share, low, high, random_low, random_high = (
-            100 * pooled[0][f"{factor}{end}"]
+            # Rounded and plus 0, so that nothing is printed as -0.0.
+            round(100 * pooled[0][f"{factor}{end}"], 1) + 0.0
             for end in ("", "_low", "_high", "_random_low", "_random_high")
         )
         lines.append(
