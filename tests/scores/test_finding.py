@@ -9,9 +9,12 @@ import pytest
 from moe_interp import (
     Ban,
     ExpertSet,
+    RefusalLogOdds,
     RefusalRate,
     ablation_effect,
+    attribution,
     greedy_ablation,
+    load_model,
     matched_null,
     measure_effect,
     select_experts,
@@ -29,11 +32,14 @@ def singles(topic_model, halves, refusal):
     return ablation_effect(topic_model, halves[0], metric=refusal)
 
 
+def greedily(model, prompts, metric):
+    screened = select_experts(abs(attribution(model, prompts, metric=metric)), n=24)
+    return greedy_ablation(model, prompts, metric=metric, candidates=screened)
+
+
 @pytest.fixture(scope="module")
-def found(topic_model, halves, refusal, singles):
-    return greedy_ablation(
-        topic_model, halves[0], metric=refusal, candidates=select_experts(-singles, n=16)
-    )
+def found(topic_model, halves, refusal):
+    return greedily(topic_model, halves[0], refusal)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +74,25 @@ def test_greedy_ablation_finds_the_planted_experts_and_no_other(found, planted):
     assert found.reached
     assert found.baseline_shown >= 0.98
     assert found.shown <= 0.05
+
+
+def test_greedy_ablation_finds_four_experts_that_stand_in_for_each_other(halves):
+    model = load_model("organism:harm", check=False)
+    planted = ExpertSet(model.card["truth"]["safety_experts"])
+    result = greedily(model, halves[0], RefusalLogOdds(model.tokenizer))
+    assert result.experts == planted
+    assert result.shown <= 0.05
+    # Without all four, the refusal stays.
+    assert [step.shown for step in result.steps[:3]] == [1.0, 1.0, 1.0]
+
+
+def test_attribution_is_largest_for_the_planted_experts(topic_model, halves, refusal, planted):
+    scores = attribution(topic_model, halves[0], metric=refusal)
+    assert ExpertSet(expert for expert, _ in abs(scores).top(2)) == planted
+
+
+def test_single_ablations_are_largest_for_the_planted_experts(singles, planted):
+    assert ExpertSet(expert for expert, _ in (-singles).top(2)) == planted
 
 
 def test_what_greedy_finds_removes_the_refusals_of_other_prompts(topic_model, halves, found):
