@@ -190,7 +190,6 @@ def test_figures_fit_on_paper(page):
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     page.wait_for_function(
         "[...document.querySelectorAll('.plot .main-svg')].every((n) => n.clientWidth <= 680)",
-        timeout=10_000,
     )
     page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert page.complaints == []

@@ -181,6 +181,8 @@ def test_text_of_others_is_escaped_everywhere(written, results):
     results["prompts"] |= {"topics": [evil], "source": evil, "warnings": [evil]}
     results["reasons"]["user"] = evil
     results["causal"]["experts"] = [evil]
+    results["causal"]["sets"][0]["experts"] = ["<img>"]
+    results["causal"]["sets"][1] |= {"experts": [evil] * 2, "name": evil}
     document = written(verdict_note=evil, method={evil: evil}, versions={evil: evil})
     assert "<img" not in document
     assert document.count("&lt;img src=x onerror=alert(1)&gt;") >= 10
