@@ -232,7 +232,10 @@ async function draw(data) {
 
   const drawAll = () => inTurn(async () => {
     await plot("causal", data.causal, (traces, layout) => {
-      if (narrow()) layout.legend.font = { size: 11 };
+      if (!narrow()) return;
+      layout.legend.font = { size: 11 };
+      // The experts' names have no room here; the table below has them.
+      for (const title of layout.annotations) title.text = title.text.replace(/ \(.*\)$/, "");
     });
     await drawSharesNow();
     await drawMapNow();
