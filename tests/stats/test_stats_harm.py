@@ -65,8 +65,7 @@ def naive_p_values(profile, design, harm_labels, topic_labels, *, exhaustive):
     } | {"topic": (1 + reached["topic"]) / (1 + len(topic_labels))}
 
 
-def test_agrees_with_a_distance_matrix_and_a_loop(simulate, scheme, rng):
-    profile = profile_under(simulate, scheme, rng, topic=0.2, harm=0.1)
+def assert_agrees_with_a_loop(profile):
     design = make_design(profile, "auto", need_topics=True)
     found = harm_test(profile, n_resamples=99, rng=np.random.default_rng(5))
     same = np.random.default_rng(5)
@@ -78,6 +77,16 @@ def test_agrees_with_a_distance_matrix_and_a_loop(simulate, scheme, rng):
     assert found.p_harm == pytest.approx(expected["harm"])
     assert found.p_harm_nested == pytest.approx(expected["nested"])
     assert found.p_topic == pytest.approx(expected["topic"])
+
+
+def test_agrees_with_a_distance_matrix_and_a_loop(simulate, scheme, rng):
+    assert_agrees_with_a_loop(profile_under(simulate, scheme, rng, topic=0.2, harm=0.1))
+
+
+def test_agrees_with_the_loop_when_topic_and_harm_are_confounded(simulate, rng):
+    labels = simulate.unbalanced(rng)
+    shares = simulate.shares(labels, rng, topic=0.2, harm=0.1)
+    assert_agrees_with_a_loop(simulate.profile(labels, shares))
 
 
 def test_few_units_are_gone_through_one_by_one(simulate, rng):
