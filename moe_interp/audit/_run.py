@@ -173,16 +173,14 @@ def _results(
 
 
 def _p_values(found: Verdict) -> dict[str, float | None]:
-    if found.test is None:
-        return {"harm": None, "harm_nested": None, "topic": None}
-    test = found.test
+    """The p-values of a span; `harm` is the one of the verdict, of both tests of harm together."""
+    if found.test is None or found.harm is None:
+        return {"harm": None, "harm_main": None, "harm_nested": None, "topic": None}
     return {
-        name: _number(value)
-        for name, value in (
-            ("harm", test.p_harm),
-            ("harm_nested", test.p_harm_nested),
-            ("topic", test.p_topic),
-        )
+        "harm": _number(found.harm.p_value),
+        "harm_main": _number(found.test.p_harm),
+        "harm_nested": _number(found.test.p_harm_nested),
+        "topic": _number(found.test.p_topic),
     }
 
 

@@ -143,10 +143,7 @@ class Scores:
 
     def __abs__(self) -> "Scores":
         """Magnitudes, prompt by prompt, so that opposite signs do not cancel in the mean."""
-        return Scores(f"absolute {self.name}", self.unit, abs(self.array))
-
-    def __abs__(self) -> "Scores":
-        return Scores(f"magnitude of {self.name}", self.unit, np.abs(self.array))
+        return Scores(f"magnitude of {self.name}", self.unit, abs(self.array))
 
     def to_frame(self) -> "DataFrame":
         """Give one row per expert: layer, expert, and the score averaged over prompts."""

@@ -137,8 +137,8 @@ def causal(results: Mapping[str, Any]) -> str:
         + figure("causal", "The metric without each set of experts, against matched random sets")
         + table(head, rows, caption="Every set that was taken out")
         + '<p class="caption">Frequency contrast, the usual way of finding such experts, takes '
-        "those whose use differs most between harmful and harmless prompts. It is shown for comparison: use is not "
-        "importance.</p></section>"
+        "those whose use differs most between harmful and harmless prompts. It is shown for "
+        "comparison: use is not importance.</p></section>"
     )
 
 

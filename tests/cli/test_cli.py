@@ -140,7 +140,7 @@ def test_a_dense_model_gets_one_line(cli, tmp_path, tiny_checkpoint):
     mi.load_model(tiny_checkpoint("mixtral"), check=False).tokenizer.save_pretrained(
         tmp_path / "dense"
     )
-    says_one_line(cli("models", tmp_path / "dense"), "is a dense model: none of its layers has routed experts")
+    says_one_line(cli("models", tmp_path / "dense"), "none of its layers has routed experts")
 
 
 def test_a_prompt_longer_than_the_context_gets_one_line(cli, tmp_path):

@@ -85,7 +85,7 @@ def test_agrees_with_a_distance_matrix_and_a_loop(simulate, scheme, rng):
 
 def test_agrees_with_the_loop_when_topic_and_harm_are_confounded(simulate, rng):
     labels = simulate.unbalanced(rng)
-    shares = simulate.shares(labels, rng, topic=0.2, harm=0.1)
+    shares = simulate.shares(labels, rng, topic=0.0, harm=0.3)
     assert_agrees_with_a_loop(simulate.profile(labels, shares))
 
 

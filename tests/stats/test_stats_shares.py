@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from moe_interp.stats import RoutingProfile, routing_shares
+from moe_interp.stats._design import make_design
+from moe_interp.stats._forms import SumsOfSquares
 
 FACTORS = ("topic", "harm", "interaction", "harm_total")
 
@@ -41,6 +43,17 @@ def test_finds_topic_harm_and_harm_by_topic_where_they_are(simulate, scheme, rng
     assert by_topic.pooled("interaction")[1] > 0.2
     total = by_topic.pooled("harm")[0] + by_topic.pooled("interaction")[0]
     assert np.isclose(by_topic.pooled("harm_total")[0], total, atol=0.05)
+
+
+def test_a_share_is_of_what_relabelling_leaves_over(simulate, scheme, rng):
+    profile = profile_under(simulate, scheme, rng, harm=0.3)
+    design = make_design(profile, scheme, need_topics=True)
+    sums = {name: own.sum() for name, own in SumsOfSquares(design, design.embed(profile))().items()}
+    shares = routing_shares(profile)
+    for factor, name in (("topic", "topic"), ("harm", "harm"), ("harm_total", "nested")):
+        null = sums[f"null_{name}"]
+        expected = (sums[name] - null) / (sums["total"] - null)
+        assert np.isclose(shares.pooled(factor)[0], expected), factor
 
 
 def test_replicates_are_the_shares_with_one_unit_left_out(simulate, scheme, rng):
