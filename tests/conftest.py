@@ -2,6 +2,8 @@ import beartype  # noqa: F401, I001  Before nnsight, which mounts `save` on `obj
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Tiny models are slower on several threads than on one, and there are two workers.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import tiny_models
