@@ -13,6 +13,7 @@ from moe_interp.cli._options import (
     Model,
     Out,
     Prompts,
+    RandomRouters,
     Seed,
     TrustRemoteCode,
 )
@@ -34,6 +35,7 @@ def audit(
             show_default="the card's, or I, As, Sorry, Unfortunately",
         ),
     ] = None,
+    random_routers: RandomRouters = 99,
     batch_size: BatchSize = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -60,6 +62,7 @@ def audit(
         opened,
         chosen,
         seed=seed,
+        n_random_routers=random_routers,
         n_null=n_null,
         openers=opener,
         batch_size=batch_size or "auto",

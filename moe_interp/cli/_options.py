@@ -28,6 +28,12 @@ Seed = Annotated[int, typer.Option("--seed", min=0, help="The same seed gives th
 Force = Annotated[
     bool, typer.Option("--force", help="Replace a result that already stands at --out.")
 ]
+RandomRouters = Annotated[
+    int,
+    typer.Option(
+        "--random-routers", min=39, help="Random routers in the baseline; fewer need less memory."
+    ),
+]
 BatchSize = Annotated[
     int | None,
     typer.Option(

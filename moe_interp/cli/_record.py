@@ -9,6 +9,7 @@ from moe_interp.cli._options import (
     Model,
     Out,
     Prompts,
+    RandomRouters,
     Seed,
     TrustRemoteCode,
 )
@@ -19,6 +20,7 @@ def record(
     prompts: Prompts,
     out: Out,
     seed: Seed = 0,
+    random_routers: RandomRouters = 99,
     batch_size: BatchSize = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -45,6 +47,7 @@ def record(
         opened,
         chosen,
         batch_size=batch_size or "auto",
+        n_random_routers=random_routers,
         rng=np.random.default_rng(seed),
     )
     captured.save(out, force=force)
