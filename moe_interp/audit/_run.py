@@ -69,8 +69,10 @@ def run_audit(
 
     Example:
         >>> import moe_interp as mi
-        >>> model = mi.load_model("organism:topic")  # doctest: +SKIP
-        >>> mi.run_audit(model, mi.load_prompts("organism")).summary()  # doctest: +SKIP
+        >>> model = mi.load_model("organism:topic")
+        >>> prompts = mi.load_prompts("organism", per_topic=16)
+        >>> mi.run_audit(model, prompts, n_resamples=199).results["verdict"]
+        'topic_driven'
     """
     seconds: dict[str, float] = {}
     streams = np.random.SeedSequence(seed).spawn(4)

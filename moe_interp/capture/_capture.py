@@ -82,9 +82,10 @@ def record_routing(
         ValueError: If an option has another value, or the model gives weights that are not finite.
 
     Example:
-        >>> model = mi.load_model("organism:topic")  # doctest: +SKIP
-        >>> record = mi.record_routing(model, ["how do i bake bread"])  # doctest: +SKIP
-        >>> record.shares("user").shape  # doctest: +SKIP
+        >>> import moe_interp as mi
+        >>> model = mi.load_model("organism:topic")
+        >>> record = mi.record_routing(model, ["how do i bake bread"])
+        >>> record.shares("user").shape
         (1, 4, 16)
     """
     quantities = _checked_quantities(quantities)

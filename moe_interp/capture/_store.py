@@ -56,7 +56,7 @@ def save_dataset(dataset: xr.Dataset, path: Path, *, force: bool) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as draft:
         # Format 2: it specifies texts of any length, and one file that lists all arrays; format 3
         # does not yet, and zarr warns about both.
-        plain = _with_plain_texts(dataset).drop_encoding()
+        plain = _with_plain_texts(dataset)
         plain.to_zarr(Path(draft) / "record", zarr_format=2, consolidated=True)
         if path.exists():
             shutil.move(path, Path(draft) / "replaced")
