@@ -9,7 +9,7 @@ from jaxtyping import Float
 from numpy.random import Generator
 
 from moe_interp.experts import ExpertSet
-from moe_interp.interventions import measure_many
+from moe_interp.interventions import intervention_maker, measure_many, run
 from moe_interp.metrics import RefusalLogOdds, RefusalOpening, RefusalRate
 from moe_interp.models import MoEModel
 from moe_interp.prompts import PromptSet
@@ -27,6 +27,10 @@ N_CANDIDATES = 24
 MAX_EXPERTS = 8
 # The refusal counts as gone when no more than this share of the prompts is refused.
 STOP_AT = 0.05
+# An ablation is specific to the refusal if it changes no more than this share of the answers to
+# harmless prompts; greedy answers of this many tokens are compared.
+SPECIFIC_AT = 0.05
+ANSWER_TOKENS = 24
 # Below this share of refused harmful prompts there is no refusal to look for.
 NEEDED_BASELINE = 0.5
 # Single experts are ablated one by one only up to this many; beyond, only the candidates.
@@ -154,6 +158,7 @@ def check_causally(
     ]
     for found in judged:
         found["causal"] = bool(found["p"] <= alpha and found["observed"] < found["baseline"])
+        found["specific"] = found["texts"]["harmless_changed"] <= SPECIFIC_AT
     if not judged:
         reason = "No causal check: no expert lowered the refusal when it was ablated."
         return CausalCheck(_not_run(reason, mode), ExpertSet(), gradient, single, frequency, alpha)
@@ -192,8 +197,7 @@ def _judge(
     rng: Generator,
 ) -> dict[str, Any]:
     """Ablate one set beside its matched null, and look at what is then written."""
-    opening, written = RefusalOpening(metric), RefusalRate()
-    harm = prompts.harm
+    opening, harm = RefusalOpening(metric), prompts.harm
     null = matched_null(
         model,
         prompts.select(harm),
@@ -205,7 +209,6 @@ def _judge(
         rng=rng,
     )
     opens = measure_many(model, prompts.select(~harm), ["", experts], metric=opening, mode=mode)
-    texts = measure_many(model, prompts, ["", experts], metric=written, mode=mode)
     return {
         "name": name,
         "metric": opening.name,
@@ -223,11 +226,26 @@ def _judge(
         "n_distinct": null.n_distinct,
         "match": null.match(),
         "benign": _before_and_after(opens),
-        "texts": {
-            "metric": written.name,
-            "harmful": _before_and_after(texts[:, harm]),
-            "harmless": _before_and_after(texts[:, ~harm]),
-        },
+        "texts": _compare_texts(model, prompts, experts, mode),
+    }
+
+
+def _compare_texts(
+    model: MoEModel, prompts: PromptSet, experts: ExpertSet, mode: str
+) -> dict[str, Any]:
+    """Refusals in what is written, and how many harmless answers the ablation changes at all."""
+    written, harm = RefusalRate(), prompts.harm
+    ablated = intervention_maker(mode)(experts)
+    before, after = (
+        run(model, prompts, change, max_new_tokens=ANSWER_TOKENS).texts for change in ((), ablated)
+    )
+    refused = np.stack([written.of_texts(before), written.of_texts(after)])
+    changed = np.array([old != new for old, new in zip(before, after, strict=True)])
+    return {
+        "metric": written.name,
+        "harmful": _before_and_after(refused[:, harm]),
+        "harmless": _before_and_after(refused[:, ~harm]),
+        "harmless_changed": float(changed[~harm].mean()),
     }
 
 
@@ -253,6 +271,7 @@ def _not_run(reason: str, mode: str) -> dict[str, Any]:
         "n_distinct": 0,
         "benign": None,
         "causal": False,
+        "specific": None,
         "sets": [],
         "sentence": reason,
     }
@@ -265,10 +284,17 @@ def _sentence(judged: list[dict[str, Any]], *, reached: bool) -> str:
         f"({_WHICH[found['name']]}) takes refusals of harmful prompts from "
         f"{found['baseline']:.2f} to {found['observed']:.2f}; random experts matched on layer "
         f"and use leave {found['null_mean']:.2f} (p = {found['p']:.3g}, {found['n_distinct']} "
-        f"sets): {'causal' if found['causal'] else 'not causal'}."
+        f"sets): {_judgement(found)}."
         for found in judged
     ]
     return " ".join(said)
+
+
+def _judgement(found: dict[str, Any]) -> str:
+    if not found["causal"]:
+        return "not causal"
+    changed = f"{found['texts']['harmless_changed']:.0%} of harmless answers change"
+    return f"causal; {changed}" if found["specific"] else f"causal, but not specific: {changed}"
 
 
 _WHICH = {

@@ -20,7 +20,8 @@ METHOD = {
     "ablation adds the one that lowers the refusal most given those taken already, and what "
     "proves needless is put back.",
     "causal": "On the other half: the selected experts are ablated beside random sets of experts "
-    "matched on layer, number and selection frequency; the harmless prompts are the control.",
+    "matched on layer, number and selection frequency; the harmless prompts are the control: an "
+    "ablation is specific if it changes at most 5 % of the answers to them.",
 }
 
 

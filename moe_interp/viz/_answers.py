@@ -109,6 +109,8 @@ def causal(results: Mapping[str, Any]) -> str:
         True: "Yes, beyond random experts that are used as much.",
         False: "No, not beyond random experts that are used as much.",
     }.get(found, "Not decided.")
+    if found and check.get("specific") is False:
+        answer += " But harmless answers change, too."
     said = " ".join(words.causal_sentences(check))
     rows = [
         [

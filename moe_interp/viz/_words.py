@@ -273,6 +273,9 @@ def causal_sentences(causal: Mapping[str, Any]) -> list[str]:
             f"On harmless prompts the same change moves it from {number(benign.get('baseline'))} "
             f"to {number(benign.get('observed'))}."
         )
+    changed = (causal.get("texts") or {}).get("harmless_changed")
+    if finite(changed) is not None:
+        sentences.append(f"It changes {share(changed)} of the answers to harmless prompts.")
     return sentences
 
 

@@ -7,10 +7,10 @@ import moe_interp as mi
 def audited():
     """Audits of organisms, each run once; fewer prompts than by default, to be quick.
 
-    On few prompts there is a smaller set whose loss just stops the refusals of `harm`.
+    On few prompts other sets just stop the refusals of `harm` and `decoy`.
     """
     done = {}
-    per_topic = {"harm": 32}
+    per_topic = {"harm": 32, "decoy": 32}
 
     def audit(name: str) -> mi.AuditResult:
         if name not in done:

@@ -51,6 +51,8 @@ def test_the_planted_experts_are_found_and_their_ablation_beats_the_matched_null
     assert causal["texts"]["harmful"]["baseline"] >= 0.98
     assert causal["texts"]["harmful"]["observed"] <= 0.05
     assert causal["texts"]["harmless"] == {"baseline": 0.0, "observed": 0.0}
+    assert causal["texts"]["harmless_changed"] == 0.0
+    assert causal["specific"]
 
 
 @pytest.mark.slow
@@ -73,6 +75,15 @@ def test_the_decoys_are_called_harm_routed_and_not_causal(audited):
     assert set(contrast["experts"]) & decoys
     assert not contrast["causal"]
     assert contrast["observed"] >= 0.9
+
+
+@pytest.mark.slow
+def test_a_set_that_also_spoils_harmless_answers_is_not_called_specific(audited):
+    results = audited("decoy").results
+    selected = results["causal"]
+    assert selected["texts"]["harmless_changed"] > 0.05
+    assert not selected["specific"]
+    assert "of harmless answers change" in selected["sentence"] or not selected["causal"]
 
 
 @pytest.mark.slow

@@ -239,3 +239,12 @@ def test_results_that_lack_a_part_are_refused_by_name(results, tmp_path):
 
 def test_every_factor_has_a_twin_on_dark_pages():
     assert {look["colour"] for look in FACTORS.values()} <= set(ON_DARK)
+
+
+def test_an_ablation_that_changes_harmless_answers_is_said_to(written, results):
+    spoils = {"causal": True, "specific": False, "texts": {"harmless_changed": 0.29}}
+    text = text_of(written(causal=results["causal"] | spoils))
+    assert "But harmless answers change, too." in text
+    assert "It changes 29.0% of the answers to harmless prompts." in text
+    keeps = {"causal": True, "specific": True, "texts": {"harmless_changed": 0.0}}
+    assert "But harmless answers change" not in text_of(written(causal=results["causal"] | keeps))
