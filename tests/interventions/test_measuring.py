@@ -76,8 +76,8 @@ def test_many_sets_at_once_equal_a_loop_over_runs(model, prompts, batch_rows):
 
 
 def test_many_sets_are_measured_by_their_texts_too(model, prompts):
-    words = {word for text in run(model, prompts, max_new_tokens=5).texts for word in text.split()}
-    metric = RefusalRate([min(words)])
+    # A word that comes last, so that fewer tokens than asked for would miss it.
+    metric = RefusalRate([run(model, prompts, max_new_tokens=5).texts[1].split()[-1]])
     sets = ["", "L1E0,L2E1,L2E2"]
     measured = measure_many(model, prompts, sets, metric=metric, mode="zero", max_new_tokens=5)
     for row, experts in zip(measured, sets, strict=True):
