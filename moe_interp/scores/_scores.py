@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,7 +78,7 @@ class Scores:
         """Experts in each layer."""
         return self.array.sizes["expert"]
 
-    @property
+    @cached_property
     def mean(self) -> Float[ndarray, "layer expert"]:
         """The scores, averaged over prompts where there are several."""
         array = (
