@@ -57,6 +57,11 @@ COMMON = {
     "router_hidden_size": 16,
     "n_group": 1,
     "topk_group": 1,
+    "routed_scaling_factor": 2.5,
+    "moe_routed_scaling_factor": 2.5,
+    "moe_router_scaling_factor": 2.5,
+    "router_scaling_factor": 2.5,
+    "route_scale": 2.5,
     "first_k_dense_replace": 0,
     "decoder_sparse_step": 1,
     "mlp_only_layers": [],
@@ -119,7 +124,7 @@ TOWER = {
 }
 
 LATENT = {"num_key_value_heads": 4, "head_dim": 4}
-GROUPS = {"n_group": 2, "topk_group": 1, "routed_scaling_factor": 2.5}
+GROUPS = {"n_group": 2, "topk_group": 1}
 FIRST_DENSE = {"num_hidden_layers": 3, "first_k_dense_replace": 1}
 DENSE_SPARSE = {"num_hidden_layers": 3, "mlp_layer_types": ["dense", "sparse", "sparse"]}
 DOTS = {
@@ -269,18 +274,15 @@ FAMILIES: dict[str, Family] = {
         {"num_hidden_layers": 3, "layers_block_type": ["moe", "attention", "moe"]},
     ),
     # Sigmoid scores without groups.
-    **_alike("afmoe", num_hidden_layers=3, num_dense_layers=1, route_scale=2.0),
+    **_alike("afmoe", num_hidden_layers=3, num_dense_layers=1),
     **_alike("hy_v3", "laguna", **DENSE_SPARSE),
-    "laguna-capped": Family(
-        "laguna", {"moe_router_logit_softcapping": 2.0, "moe_routed_scaling_factor": 2.5}
-    ),
+    "laguna-capped": Family("laguna", {"moe_router_logit_softcapping": 2.0}),
     "lfm2_moe": Family(
         "lfm2_moe",
         {
             "num_hidden_layers": 3,
             "layer_types": ["conv", "full_attention", "conv"],
             "num_dense_layers": 1,
-            "routed_scaling_factor": 2.5,
         },
     ),
     "lfm2_moe-unbiased": Family(
@@ -312,7 +314,7 @@ FAMILIES: dict[str, Family] = {
     "longcat_flash": Family(
         "longcat_flash", {**LATENT, "moe_topk": 3, "zero_expert_num": 3, "ffn_hidden_size": 48}
     ),
-    "zaya": Family("zaya", {"num_hidden_layers": 4, "num_experts_per_tok": 1}, scale=0.06),
+    "zaya": Family("zaya", {"num_hidden_layers": 4, "num_experts_per_tok": 1}),
     # Experts chosen from a table of tokens.
     "deepseek_v4": Family(
         "deepseek_v4", {"num_hidden_layers": 3, "mlp_layer_types": ["hash_moe", "moe", "moe"]}
@@ -476,7 +478,9 @@ def build(
     torch.manual_seed(seed + 1)
     with torch.no_grad():
         for path, weight in model.named_parameters():
-            if weight.dim() > 1:
+            if "correction_bias" in path:
+                weight.normal_(0.0, 0.05)
+            elif weight.dim() > 1:
                 weight.normal_(0.0, family.scale)
             elif "norm" in path:
                 weight.normal_(1.0, 0.1)
