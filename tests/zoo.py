@@ -216,7 +216,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3_moe-renormalised": Family("qwen3_moe", {"norm_topk_prob": True}),
     **_alike("qwen3_next", "qwen3_5_moe_text", **HYBRID),
     "qwen4_exp_text": Family("qwen4_exp_text", QWEN4),
-    "phimoe": Family("phimoe", scale=0.1),
+    "phimoe": Family("phimoe", scale=0.05),
     "dbrx": Family(
         "dbrx",
         {
@@ -460,6 +460,16 @@ def model_class(name: str) -> type[transformers.PreTrainedModel]:
     raise KeyError(f"transformers has no language model of type {family.model_type!r}.")
 
 
+def set_implementation(model: transformers.PreTrainedModel, implementation: str) -> None:
+    """Let transformers run the experts in one of its ways; a composite may pass it on only."""
+    for part in model.modules():
+        if (
+            isinstance(part, transformers.PreTrainedModel)
+            and part._can_set_experts_implementation()
+        ):
+            part.set_experts_implementation(implementation)
+
+
 def build(
     name: str,
     *,
@@ -494,5 +504,5 @@ def build(
                 buffer.copy_(torch.stack(table))
     model = model.to(dtype).eval()
     if implementation is not None:
-        model.set_experts_implementation(implementation)
+        set_implementation(model, implementation)
     return model

@@ -168,6 +168,11 @@ class Observation:
     encoder_calls: dict[int, list[Call]] = field(default_factory=dict)
     result: object = None
 
+    def all_calls(self) -> dict[object, list[Call]]:
+        """All calls by layer; an encoder's layers are called "encoder 1"."""
+        encoder = {f"encoder {layer}": calls for layer, calls in self.encoder_calls.items()}
+        return {**self.calls, **encoder}
+
 
 def place_of(model: nn.Module) -> Place:
     """Where the parts of a model's MoE blocks are."""
