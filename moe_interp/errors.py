@@ -13,6 +13,10 @@ class UnsupportedArchitectureError(MoEInterpError, ValueError):
     """The model routes to experts in a way that is not known to be read exactly."""
 
 
+class UnsupportedQuantityError(MoEInterpError, ValueError):
+    """A layer of this architecture does not offer the quantity asked for."""
+
+
 class UnsupportedVersionError(MoEInterpError, ImportError):
     """The installed nnsight or transformers lies outside the range that was tested."""
 

@@ -107,7 +107,8 @@ def _wrap(
     wrapped = TransformersModel(model, tokenizer=tokenizer, task="text-generation")
     loaded = MoEModel(wrapped, sites, source=source, card=card)
     if check:
-        check_access(wrapped, sites, tuple(loaded.moe.values()))
+        layers = (*loaded.encoder_moe.values(), *loaded.moe.values())
+        loaded.remember_exact_sums(check_access(wrapped, sites, layers))
     return loaded
 
 

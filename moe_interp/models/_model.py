@@ -1,6 +1,6 @@
 """MoEModel: an nnsight model that knows its MoE layers."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 import torch
@@ -97,6 +97,7 @@ class MoEModel:
     Attributes:
         nnsight: The wrapped nnsight model.
         moe: The MoE layers by absolute decoder layer.
+        encoder_moe: Those of the encoder, if the model has one.
         architecture: What kind of model it is.
         card: What is known about a packaged organism; None for other models.
     """
@@ -112,9 +113,14 @@ class MoEModel:
         self.nnsight = nnsight
         self.sites = sites
         self.card = card
+        self._exact_sums: dict[str, str | None] = {}
         self.architecture = describe(nnsight._module, sites, source)
-        layers = tuple(MoELayer(nnsight, site.facts()) for site in sites)
-        self.moe = MoELayers(layers, self.architecture.n_layers, self.architecture.model_class)
+        stacks = {"decoder": [], "encoder": []}
+        for site in sites:
+            stacks[site.stack].append(MoELayer(nnsight, site.facts()))
+        n_layers, model_class = self.architecture.n_layers, self.architecture.model_class
+        self.moe = MoELayers(tuple(stacks["decoder"]), n_layers, model_class)
+        self.encoder_moe = MoELayers(tuple(stacks["encoder"]), n_layers, model_class)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -153,7 +159,7 @@ class MoEModel:
 
         It takes texts, token ids, or an encoding with ``input_ids`` and ``attention_mask``.
         """
-        return self.nnsight.trace
+        return self._up_to_date().trace
 
     @property
     def generate(self) -> Callable:
@@ -162,26 +168,50 @@ class MoEModel:
         With beams, or several sequences per prompt, a layer's ``pos`` axis runs over all rows of
         a prompt.
         """
-        return self.nnsight.generate
+        return self._up_to_date().generate
 
     @property
     def session(self) -> Callable:
         """Open a session of several traces: nnsight's ``session``."""
-        return self.nnsight.session
+        return self._up_to_date().session
 
     @property
     def edit(self) -> Callable:
         """Open a block whose edits stay with the model: nnsight's ``edit``."""
-        return self.nnsight.edit
+        return self._up_to_date().edit
 
     @property
     def scan(self) -> Callable:
         """Trace shapes only, where the experts implementation allows it: nnsight's ``scan``."""
-        return self.nnsight.scan
+        return self._up_to_date().scan
+
+    def remember_exact_sums(self, experts: Iterable[str]) -> None:
+        """Note which experts were seen to return, bit for bit, what their slots add up to.
+
+        Reading such slots then makes the experts' own call needless, while they run as they did.
+
+        Args:
+            experts: Paths of the experts modules.
+        """
+        self._exact_sums = {path: self._runs(path) for path in experts}
+
+    def _up_to_date(self) -> TransformersModel:
+        """The wrapped model, once the layers know how its experts run now."""
+        for layer in (*self.encoder_moe.values(), *self.moe.values()):
+            experts = layer.facts["experts"]
+            layer.facts["adds_slots_up"] = experts in self._exact_sums and self._exact_sums[
+                experts
+            ] == self._runs(experts)
+        return self.nnsight
+
+    def _runs(self, path: str) -> str | None:
+        """How experts run: transformers' name of the implementation."""
+        experts = self.nnsight._module.get_submodule(path)
+        return getattr(getattr(experts, "config", None), "_experts_implementation", None)
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         """A model named in a block that runs elsewhere arrives there as what the block can use."""
-        return ModelInTrace, (self.nnsight, dict(self.moe))
+        return ModelInTrace, (self.nnsight, dict(self.moe), dict(self.encoder_moe))
 
     def __repr__(self) -> str:
         return f"MoEModel({self.id!r}: {self.architecture.summary()})"
@@ -199,15 +229,16 @@ def describe(module: torch.nn.Module, sites: tuple[Site, ...], source: str) -> A
         The description.
     """
     text = module.config.get_text_config()
-    first = sites[0]
+    decoder = [site for site in sites if site.stack == "decoder"]
+    first = decoder[0] if decoder else sites[0]
     return Architecture(
         model_type=module.config.model_type,
         model_class=type(module).__name__,
         n_layers=int(getattr(text, "num_hidden_layers", None) or sites[-1].layer + 1),
-        moe_layers=tuple(site.layer for site in sites),
+        moe_layers=tuple(site.layer for site in decoder),
         n_experts=first.n_experts,
         top_k=first.top_k,
-        d_model=int(text.hidden_size),
+        d_model=int(getattr(text, "hidden_size", None) or text.d_model),
         has_shared=any(site.shared is not None for site in sites),
         score_function=first.score_function,
         experts_implementation=str(getattr(text, "_experts_implementation", None) or "eager"),

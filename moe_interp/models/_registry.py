@@ -1,12 +1,15 @@
-"""The table of exceptions: what a router's structure does not tell, keyed by class.
+"""The table of exceptions: what structure does not tell, keyed by class.
 
 Everything else about a family is read off its module tree (`_sites`). A row holds facts that
-replace the detected ones; it may look at the router module, whose settings decide some of them.
+replace the detected ones; it may look at the module, whose settings decide some of them. Paths in
+a row are relative to the block.
 """
 
 from collections.abc import Callable
 
 from torch import nn
+
+Facts = dict[str, object]
 
 # Every one of these builds, is read exactly and is edited in the tests.
 SUPPORTED = (
@@ -23,63 +26,143 @@ SUPPORTED = (
 )
 
 
-def _deepseek_v2(router: nn.Module) -> dict[str, object]:
+def _deepseek_v2(router: nn.Module) -> Facts:
     # The method decides which of the source's three `topk` calls is the last to run; experts
-    # outside the kept groups score 0 there.
-    greedy = router.topk_method == "greedy"
+    # outside the kept groups score 0 there, so weights are taken from the scores before that.
+    if router.topk_method == "greedy":
+        return {"choice": "torch_topk_0"}
+    return {"choice": "torch_topk_2", "choice_values": "scores_0", "unselectable_score": 0.0}
+
+
+def _kolibri(router: nn.Module) -> Facts:
+    # On a GPU, in inference, a faster product gives the logits.
+    faster = router.weight.device.type in ("cuda", "meta")
     return {
-        "choice": "torch_topk_0" if greedy else "torch_topk_2",
-        "unselectable_score": float("-inf") if greedy else 0.0,
+        "logits": "router_logits_1",
+        "logits_in_inference": "router_logits_0" if faster else "",
     }
 
 
-ROUTERS: dict[str, Callable[[nn.Module], dict[str, object]]] = {
-    "DeepseekV2TopkRouter": _deepseek_v2,
-    "DeepseekOcr2TextTopkRouter": _deepseek_v2,
-    "UnlimitedOcrTextTopkRouter": _deepseek_v2,
+# Router class -> facts.
+ROUTERS: dict[str, Callable[[nn.Module], Facts]] = {
     "Cohere2MoeTopKRouter": lambda router: {"score_function": router.expert_selection_fn},
-    "Lfm2MoeTopKRouter": lambda router: {
-        "choice": "torch_topk_0" if router.use_expert_bias else "torch_topk_1"
+    "DbrxRouter": lambda router: {
+        "choice": "block:self_route_tokens_to_experts_0/torch_topk_0",
+        "score_function": "softmax",
     },
+    "DeepseekOcr2TextTopkRouter": _deepseek_v2,
+    "DeepseekV2TopkRouter": _deepseek_v2,
+    "DeepseekV4HashRouter": lambda router: {
+        "choice": "indices_0",
+        "choice_gives": "index",
+        "choice_scores": "scores_0",
+        "follows_logits": False,
+    },
+    # Logits of shared experts stand behind those of the routed ones.
+    "InklingTopkRouter": lambda router: {"further_logits": router.n_shared_experts},
+    "Kolibri1TopKRouter": _kolibri,
     "LagunaTopKRouter": lambda router: {
         "logits": "router_logits_1" if router.router_logit_softcapping > 0 else "router_logits_0"
     },
+    "Lfm2MoeTopKRouter": lambda router: {
+        "choice": "torch_topk_0" if router.use_expert_bias else "torch_topk_1"
+    },
+    "Llama4Router": lambda router: {"score_function": "sigmoid"},
+    # Identity experts, which copy their token, are chosen like the others.
+    "LongcatFlashTopkRouter": lambda router: {
+        "choice": "self_get_topk_indices_0/torch_topk_0",
+        "choice_values": "scores_0",
+        "n_experts": router.n_routed_experts,
+        "columns_apart": 2,
+    },
     "PhimoeTopKRouter": lambda router: {
-        "choice": "sparsemixer",
+        "choice": "router.output",
+        "choice_gives": "sparsemixer",
         "score_function": "softmax",
         "sparsemixer_jitter": float(router.router_jitter_noise),
     },
+    "SwitchTransformersTop1Router": lambda router: {
+        "choice": "torch_argmax_0",
+        "choice_gives": "argmax",
+        "choice_weight": "router_probs_1",
+        "top_k": 1,
+    },
+    "UnlimitedOcrTextTopkRouter": _deepseek_v2,
+    # The last class skips the experts; it is masked to expert 0 after the choice.
+    "ZayaRouter": lambda router: {"n_experts": router.num_router_classes, "skips": True},
 }
 
-# What the block does with the experts' sum before the shared expert is added: a factor, or "" if
-# it is more than a factor and the contributions rebuild the experts' output only.
-BLOCKS: dict[str, str] = {
-    "AXK1MoE": "",
-    "BeamMoE": "routed_scaling_factor",
-    "Cohere2MoeSparseMoeBlock": "",
-    "LagunaSparseMoeBlock": "routed_scaling_factor",
-    "MiniMaxM3VLSparseMoeBlock": "routed_scaling_factor",
-    "MuseSparkMoE": "",
-    "NemotronHMoE": "",
-    "OpenAIPrivacyFilterMLP": "num_experts",
-    "Step3p7SparseMoeBlock": "routed_scaling_factor",
+
+def _scaled_by(name: str) -> Callable[[nn.Module], Facts]:
+    """A block that multiplies the experts' sum before it adds the shared expert."""
+    return lambda block: {"sum_scale": float(getattr(block, name, 1.0))}
+
+
+def _cohere2(block: nn.Module) -> Facts:
+    halved = block.num_shared_experts > 0 and block.shared_expert_combination_strategy == "average"
+    return {"sum_scale": 0.5, "shared_scale": 0.5} if halved else {}
+
+
+# Block class -> facts: other ways to call the experts, and what comes after them.
+BLOCKS: dict[str, Callable[[nn.Module], Facts]] = {
+    "AXK1MoE": lambda block: {"final_norm": "post_mlp_layernorm"},
+    "BeamMoE": _scaled_by("routed_scaling_factor"),
+    "Cohere2MoeSparseMoeBlock": _cohere2,
+    # The experts stand beside a dense MLP in the decoder layer itself; both are normed, then added.
+    "Gemma4TextDecoderLayer": lambda block: {
+        "entry": "router",
+        "shared": "post_feedforward_layernorm_1",
+        "projection": "post_feedforward_layernorm_2",
+        "leaving": "post_feedforward_layernorm",
+        "leaves_as": "input",
+    },
+    "JetMoeMoE": lambda block: {
+        "dispatch": "sorted",
+        "experts": "output_linear",
+        "sum": "block:layer_output_0",
+        "bias_before": "block:layer_output_1",
+    },
+    "LagunaSparseMoeBlock": _scaled_by("routed_scaling_factor"),
+    "Llama4TextMoe": lambda block: {
+        "dispatch": "input_scaled",
+        "experts": "experts",
+        "sum": "block:sum_0",
+        "refused": {
+            "expert_outputs": "its weight multiplies the expert's input, not its output. Read "
+            "`expert_contributions`, what each chosen expert wrote."
+        },
+    },
+    "MiniMaxM3VLSparseMoeBlock": _scaled_by("routed_scaling_factor"),
+    "MuseSparkMoE": lambda block: {"projection": "post_expert_proj"},
+    "NemotronHMoE": lambda block: {"projection": "fc2_latent_proj"},
+    "OpenAIPrivacyFilterMLP": _scaled_by("num_experts"),
+    "Step3p7SparseMoeBlock": _scaled_by("routed_scaling_factor"),
+    "SwitchTransformersSparseMLP": lambda block: {"dispatch": "one_hot"},
 }
 
-# Router, experts or block class -> why it is refused.
-REFUSED: dict[str, str] = {
-    "DbrxRouter": "its choice is made in the block, not in the router",
-    "DeepseekV4HashRouter": "its hash layers choose experts from a table of tokens",
-    "Gemma4TextRouter": "its experts run beside a dense MLP in the decoder layer itself",
-    "InklingTopkRouter": "its logits hold shared experts beside the routed ones",
-    "JetMoeTopKGating": "its dispatch sorts tokens by expert",
-    "Kolibri1TopKRouter": "its logits are computed in one of two ways, decided at run time",
-    "Llama4Router": "its router scales the experts' input, not their output",
-    "LongcatFlashTopkRouter": "its router also chooses zero experts that copy their input",
-    "NllbMoeTop2Router": (
-        "transformers 5.23 runs only expert_0 and expert_1 of an NLLB-MoE layer, whatever the "
-        "router chose"
+
+def _nllb_runs_other_experts(router: nn.Module) -> str | None:
+    """Whether this release of transformers runs other NLLB experts than the router chose."""
+    from moe_interp.models._nllb import runs_chosen_experts
+
+    if runs_chosen_experts():
+        return None
+    return (
+        "in this release of transformers the experts of NLLB-MoE take the router's one-hot mask "
+        "for ids, so that only expert_0 and expert_1 ever run, whatever was chosen. Use a release "
+        "in which this is mended"
+    )
+
+
+# Class -> why it is refused, or None if it is not.
+REFUSED: dict[str, Callable[[nn.Module], str | None]] = {
+    "NllbMoeTop2Router": _nllb_runs_other_experts,
+    "DogeCDMoE": lambda block: (
+        "its experts are rows of an embedding, there is no experts module that could be called "
+        "or read; nothing of it is offered"
     ),
-    "SwitchTransformersTop1Router": "its dispatch is one-hot with a capacity limit",
-    "ZayaRouter": "its router also chooses a skip class, which is masked after the choice",
-    "DogeCDMoE": "its experts are rows of an embedding, there is no experts module to call",
+    "Ernie4_5_VLMoeMoeBlock": lambda block: (
+        "it sends text and image tokens to different experts, so that their rows do not line up "
+        "with positions. The text-only models of type ernie4_5_moe are read"
+    ),
 }

@@ -14,7 +14,7 @@ from torch import Tensor
 from moe_interp.errors import RoutingMismatchError
 from moe_interp.models._sites import Site
 from moe_interp.models._traced import MoELayer, read
-from moe_interp.models._traced_choice import choose, run_router_apart
+from moe_interp.models._traced_choice import choice_apart, choose
 
 # Largest error relative to the largest entry; the sum over experts is rounded in the model's dtype.
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 4e-3}
@@ -23,13 +23,16 @@ _OTHERWISE = 1e-5
 
 def check_access(
     model: TransformersModel, sites: tuple[Site, ...], layers: tuple[MoELayer, ...]
-) -> None:
+) -> list[str]:
     """Prove on a few tokens that every layer is read and edited as the model computes it.
 
     Args:
         model: The wrapped model.
         sites: Its MoE blocks.
         layers: The same, as read in a trace.
+
+    Returns:
+        Paths of the experts that return, bit for bit, what their slots add up to.
 
     Raises:
         RoutingMismatchError: If a quantity of a layer is not what the model computes, or an edit
@@ -40,8 +43,8 @@ def check_access(
     with torch.no_grad():
         expected = model._module(**_on_device(batch, model)).logits
         found = _read_all(model, layers, batch)
-        for site in sites:
-            check.reading(site, found[site.layer])
+        for site, values in zip(sites, found, strict=True):
+            check.reading(site, values)
         logits = _write_back(model, layers, batch)
         check.close(
             sites[-1].layer, "the logits after writing back what was read", logits, expected
@@ -50,6 +53,21 @@ def check_access(
             check.moved(site, own, edited)
         for site, (asked, got) in zip(sites, _choose_others(model, layers, batch), strict=True):
             check.arrived(site, asked, got)
+    return [
+        site.experts
+        for site, values in zip(sites, found, strict=True)
+        if site.dispatch == "indexed" and _add_up_exactly(model, site, values)
+    ]
+
+
+def _add_up_exactly(model: TransformersModel, site: Site, found: dict[str, Tensor]) -> bool:
+    """Whether experts that run slot by slot return, bit for bit, what their slots add up to."""
+    experts = model._module.get_submodule(site.experts)
+    runs = getattr(getattr(experts, "config", None), "_experts_implementation", None)
+    if runs not in ("batched_mm", "grouped_mm"):
+        return False
+    weighted = found["expert_outputs"] * found["routing_weights"][..., None]
+    return torch.equal(weighted.sum(2).to(found["routed_output"].dtype), found["routed_output"])
 
 
 def _tokens(module: torch.nn.Module) -> dict[str, Int[Tensor, "batch pos"]]:
@@ -57,7 +75,8 @@ def _tokens(module: torch.nn.Module) -> dict[str, Int[Tensor, "batch pos"]]:
     vocabulary = int(module.config.get_text_config().vocab_size)
     ids = (17 + 7919 * torch.arange(10)) % vocabulary
     ids = ids.unflatten(0, (2, 5))
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    tokens = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return {**tokens, "decoder_input_ids": ids} if module.config.is_encoder_decoder else tokens
 
 
 def _on_device(batch: dict[str, Tensor], model: TransformersModel) -> dict[str, Tensor]:
@@ -66,8 +85,8 @@ def _on_device(batch: dict[str, Tensor], model: TransformersModel) -> dict[str, 
 
 def _read_all(
     model: TransformersModel, layers: tuple[MoELayer, ...], batch: dict[str, Tensor]
-) -> dict[int, dict[str, Tensor]]:
-    """Read every quantity of every layer."""
+) -> list[dict[str, Tensor]]:
+    """Read every quantity of every layer, and rebuild the block's output from its parts."""
     names = (
         "router_logits",
         "expert_index",
@@ -75,13 +94,17 @@ def _read_all(
         "expert_outputs",
         "expert_contributions",
         "routed_output",
+        "shared_output",
         "output",
     )
     with model.trace(batch):
-        found = nnsight.save({})
+        found = nnsight.save([])
         for layer in layers:
-            wanted = (*names, "shared_output") if layer.has_shared else names
-            found[layer.layer] = read(layer, wanted)
+            values = read(layer, [name for name in names if name in layer.offered], False)
+            shared = values["shared_output"] if layer.facts["shared_inside"] else None
+            contributions = values["expert_contributions"]
+            values["rebuilt"] = layer.output_from(contributions, shared)
+            found.append(values)
     return found
 
 
@@ -104,8 +127,11 @@ def _negate_logits(
     with model.trace(batch):
         pairs = nnsight.save([])
         for layer in layers:
-            own = run_router_apart(layer)
-            layer.router_logits = -layer.router_logits
+            own = choice_apart(layer)
+            logits = layer.router_logits
+            layer.router_logits = -logits
+            if own is None:
+                own = logits.topk(layer.top_k, -1).indices
             pairs.append((own, layer.expert_index))
     return pairs
 
@@ -184,26 +210,27 @@ class _Check:
             )
         if not bool(torch.isfinite(weights).all()):
             self.fail(site.layer, "`routing_weights` are not all finite")
-        weighted = (found["expert_outputs"].float() * weights.float()[..., None]).sum(-2)
-        self.close(
-            site.layer, "`routing_weights` times `expert_outputs`", weighted, found["routed_output"]
-        )
-        contributions = found["expert_contributions"].float().sum(-2)
-        self.close(site.layer, "`expert_contributions`", contributions, found["routed_output"])
-        if site.block_scale:
-            rebuilt = contributions * site.block_scale
-            if "shared" in site.reading_order[: site.reading_order.index("output")]:
-                rebuilt = rebuilt + found["shared_output"].float()
+        if "expert_outputs" in found:
+            weighted = (found["expert_outputs"].float() * weights.float()[..., None]).sum(-2)
             self.close(
                 site.layer,
-                "`expert_contributions` and `shared_output` together",
-                rebuilt,
-                found["output"],
+                "`routing_weights` times `expert_outputs`",
+                weighted,
+                found["routed_output"],
             )
+        contributions = found["expert_contributions"].float().sum(-2)
+        self.close(site.layer, "`expert_contributions`", contributions, found["routed_output"])
+        self.close(
+            site.layer,
+            "`expert_contributions` and `shared_output` together",
+            found["rebuilt"],
+            found["output"],
+        )
 
     def moved(self, site: Site, own: Tensor, edited: Tensor) -> None:
         """An edit of the logits must move the choice, unless every expert is chosen anyway."""
-        if site.top_k < site.n_experts and _same_experts(own, edited):
+        free = site.follows_logits and site.top_k < site.n_experts
+        if free and _same_experts(own, edited):
             self.fail(site.layer, "an edit of `router_logits` does not move the choice of experts")
 
     def arrived(self, site: Site, asked: Tensor, got: Tensor) -> None:

@@ -15,6 +15,7 @@ from nnsight.intervention.source import Controller, SourceNotAvailable, compiled
 from torch import nn
 
 from moe_interp.errors import NotMoEError, UnsupportedArchitectureError
+from moe_interp.models._kernels import refuse_kernels
 from moe_interp.models._registry import BLOCKS, REFUSED, ROUTERS, SUPPORTED
 
 _LOGITS = re.compile(r"^(router_logits|logits|expert_scores)_\d+$")
@@ -25,48 +26,91 @@ _HINT = re.compile(r"moe|router|sparse_?mixture|mixture_?of_?experts", re.IGNORE
 
 @dataclass(frozen=True)
 class Site:
-    """One MoE block of a model.
+    """One MoE block of a model; paths are those of the model's modules.
 
     Attributes:
-        layer: Absolute decoder layer.
-        block: Path of the block that holds router and experts.
-        router: Path of the router.
-        experts: Path of the experts module.
-        shared: Path of the shared expert, if there is one.
-        shared_gate: Path of the linear map whose sigmoid multiplies the shared expert's output.
-        n_experts: Number of routed experts.
+        layer: Absolute layer of the decoder, or of the encoder.
+        stack: "decoder" or "encoder".
+        block: The block that holds router and experts.
+        router: The router.
+        experts: The experts module.
+        entry: The module whose input is the block's input.
+        leaving: The module where the block's output is read.
+        leaves_as: Whether that is the module's "output" or "input".
+        shared: The shared expert, if there is one.
+        shared_gate: The linear map whose sigmoid multiplies the shared expert's output.
+        shared_inside: Whether the block's output contains the shared expert's.
+        projection: The module applied to the experts' sum, if there is one.
+        final_norm: The norm applied to the sum of everything, if there is one.
+        n_experts: Number of experts that the router chooses among.
         top_k: Experts chosen per token.
+        dispatch: How tokens get to experts: "indexed", "input_scaled", "sorted" or "one_hot".
         logits: Operation of the router's source that holds the logits.
-        choice: Operation that makes the choice, or "sparsemixer".
-        choice_scores: "argument" if the choice is called with its scores, "logits" if it is a
-            method of the logits.
+        further_logits: Entries after those of the experts that the router's logits have.
+        logits_in_inference: The one that does where no gradient is wanted, if it is another.
+        choice: Operation that makes the choice.
+        choice_gives: What it returns: "values" and index, "index", "argmax", or "sparsemixer".
+        choice_scores: Operation that holds the scores chosen by; "" if they are its argument.
+        choice_values: Operation that the chosen weights are taken from; "" if it is the same.
+        choice_weight: Operation that holds the weight where the choice gives an "argmax".
+        follows_logits: Whether the choice depends on the logits.
         score_function: "softmax", "sigmoid" or "sqrtsoftplus".
         experts_arguments: The names under which the experts take hidden states, index, weights.
         reading_order: Readable quantities in the order in which the layer computes them.
         unselectable_score: Score of experts that a group limit has ruled out.
         sparsemixer_jitter: The router's jitter, which sets the window of sparsemixer's softmax.
-        block_scale: Factor of the block on the experts' sum; 0 if it does more than scale it.
+        skips: Whether the last expert is none: tokens that choose it skip the experts.
+        columns_apart: Slots that a call of the experts needs, at least.
+        sum: Operation of the block that holds the experts' sum; "" if the experts return it.
+        bias_before: Operation of the block that holds the output before a bias, if there is one.
+        sum_scale: Factor of the block on the experts' sum.
+        shared_scale: Factor of the block on the shared expert's output.
+        adds_slots_up: Whether the slots' products add up to the experts' output bit for bit.
+        refused: Quantities that are not offered, and why.
         router_class: Name of the router's class.
+        block_class: Name of the block's class.
     """
 
     layer: int
+    stack: str
     block: str
     router: str
     experts: str
+    entry: str
+    leaving: str
+    leaves_as: str
     shared: str | None
     shared_gate: str | None
+    shared_inside: bool
+    projection: str | None
+    final_norm: str | None
     n_experts: int
     top_k: int
+    dispatch: str
     logits: str
+    further_logits: int
+    logits_in_inference: str
     choice: str
+    choice_gives: str
     choice_scores: str
+    choice_values: str
+    choice_weight: str
+    follows_logits: bool
     score_function: str
-    experts_arguments: tuple[str, str, str]
+    experts_arguments: tuple[str, ...]
     reading_order: tuple[str, ...]
     unselectable_score: float
     sparsemixer_jitter: float
-    block_scale: float
+    skips: bool
+    columns_apart: int
+    sum: str
+    bias_before: str
+    sum_scale: float
+    shared_scale: float
+    adds_slots_up: bool
+    refused: dict[str, str]
     router_class: str
+    block_class: str
 
     def facts(self) -> dict[str, object]:
         """The fields as a plain dict, which can enter a trace."""
@@ -74,7 +118,7 @@ class Site:
 
 
 def find_sites(model: nn.Module) -> tuple[Site, ...]:
-    """Describe every MoE block of a Hugging Face model, in order of depth.
+    """Describe every MoE block of a Hugging Face model, in the order in which they run.
 
     Args:
         model: The model; its weights are not read.
@@ -86,21 +130,47 @@ def find_sites(model: nn.Module) -> tuple[Site, ...]:
         NotMoEError: If the model has no routed experts.
         UnsupportedArchitectureError: If it has, but they cannot be read exactly.
     """
+    refuse_kernels(model)
     recorded = _recorded_routers(model)
     _refuse_known(model, recorded)
     modules = dict(model.named_modules())
-    sites = [
-        _describe(modules, path, name, recorded)
-        for path, block in modules.items()
-        for name, child in block.named_children()
-        if _experts_arguments(child) is not None
-    ]
+    stacks = _stacks(model, modules)
+    sites = []
+    for path, block in modules.items():
+        stack = next((name for name, root in stacks.items() if _lies_in(path, root)), None)
+        if stack is not None and _holds_experts(block):
+            sites.append(_describe(modules, path, stack, recorded))
     if not sites:
         _refuse_without_experts(model, recorded)
-    layers = [site.layer for site in sites]
+    layers = [(site.stack, site.layer) for site in sites]
     if len(set(layers)) != len(layers):
         raise _unsupported(model, "several of its MoE blocks lie in the same decoder layer")
-    return tuple(sorted(sites, key=lambda site: site.layer))
+    return tuple(sorted(sites, key=lambda site: (site.stack == "decoder", site.layer)))
+
+
+def _stacks(model: nn.Module, modules: dict[str, nn.Module]) -> dict[str, str]:
+    """Paths of the text decoder and, if there is one, of the encoder before it.
+
+    Vision or speech towers may route as well; they lie outside.
+    """
+    paths = {id(module): path for path, module in reversed(list(modules.items()))}
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    stacks = {"decoder": paths.get(id(decoder), "")}
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        stacks["encoder"] = paths[id(model.get_encoder())]
+    return stacks
+
+
+def _lies_in(path: str, root: str) -> bool:
+    return not root or path == root or path.startswith(f"{root}.")
+
+
+def _holds_experts(block: nn.Module) -> bool:
+    children = dict(block.named_children())
+    row = BLOCKS.get(type(block).__name__)
+    if row is not None and row(block).get("experts") in children:
+        return True
+    return any(_experts_arguments(child) for child in children.values())
 
 
 def _recorded_routers(model: nn.Module) -> set[type]:
@@ -143,10 +213,8 @@ def _operations(module: nn.Module) -> tuple[str, ...]:
         return ()
 
 
-def _describe(
-    modules: dict[str, nn.Module], path: str, experts_name: str, recorded: set[type]
-) -> Site:
-    """The facts of one block."""
+def _describe(modules: dict[str, nn.Module], path: str, stack: str, recorded: set[type]) -> Site:
+    """The facts of one block: detected, then corrected by the table."""
     block, model = modules[path], modules[""]
     children = dict(block.named_children())
     router_name = next((name for name, child in children.items() if type(child) in recorded), None)
@@ -154,43 +222,65 @@ def _describe(
         router_name = next((name for name in ("router", "gate") if name in children), None)
     if router_name is None:
         raise _unsupported(model, f"no router stands beside the experts of {path!r}")
-    router, experts = children[router_name], children[experts_name]
-    exception = ROUTERS.get(type(router).__name__, lambda _: {})(router)
+    router = children[router_name]
+    row = BLOCKS.get(type(block).__name__, lambda _: {})(block)
+    experts_name = row.get("experts") or next(
+        name for name, child in children.items() if _experts_arguments(child)
+    )
+    experts = children[experts_name]
     for part in (block, router):
         _refuse_replaced(model, part)
     called = _operations(block)
-    order = {name: f"self_{name}_0" for name in (router_name, experts_name)}
-    if any(operation not in called for operation in order.values()):
+    if any(f"self_{name}_0" not in called for name in (router_name, experts_name)):
         raise _unsupported(
             model, f"{type(block).__name__} does not call its router and experts in the open"
         )
-    shared, shared_gate = _shared_expert(modules, path)
+    facts = {
+        "layer": _layer_number(model, path),
+        "stack": stack,
+        "block": path,
+        **_router_facts(model, router, block, experts),
+        **_block_facts(modules, path, row),
+        "router": f"{path}.{router_name}",
+        "experts": f"{path}.{experts_name}",
+        "experts_arguments": _experts_arguments(experts) or (),
+        # Found out by the self-check, for transformers does not promise it.
+        "adds_slots_up": False,
+    }
+    facts["reading_order"] = _reading_order(called, facts)
+    return Site(**facts)
+
+
+def _router_facts(
+    model: nn.Module, router: nn.Module, block: nn.Module, experts: nn.Module
+) -> dict[str, object]:
+    """How the router scores and chooses."""
     operations = _operations(router)
     logits = [name for name in operations if _LOGITS.search(name)]
     choice = [name for name in operations if _CHOICE.search(name)]
     facts = {
-        "layer": _layer_number(model, path),
-        "block": path,
-        "router": f"{path}.{router_name}",
-        "experts": f"{path}.{experts_name}",
-        "shared": shared,
-        "shared_gate": shared_gate,
         "n_experts": _integer((experts, router), ("num_experts", "num_local_experts")),
-        "top_k": _integer((router, block, experts), ("top_k", "num_experts_per_tok")),
+        "top_k": _integer((router, block, experts), ("top_k", "num_experts_per_tok"))
+        or _integer((getattr(router, "config", None),), ("top_k_experts", "num_experts_per_tok")),
         "logits": logits[-1] if logits else None,
+        "further_logits": 0,
+        "logits_in_inference": "",
         "choice": choice[-1] if choice else None,
-        "choice_scores": "argument",
+        "choice_gives": "values",
+        "choice_scores": "",
+        "choice_values": "",
+        "choice_weight": "",
+        "follows_logits": True,
         "score_function": _score_function(router, operations),
-        "experts_arguments": _experts_arguments(experts),
-        "reading_order": _reading_order(called, order[router_name], order[experts_name], shared),
         "unselectable_score": float("-inf"),
         "sparsemixer_jitter": 0.0,
-        "block_scale": _block_scale(block),
+        "skips": False,
+        "columns_apart": 1,
         "router_class": type(router).__name__,
-        **exception,
+        **ROUTERS.get(type(router).__name__, lambda _: {})(router),
     }
     if facts["choice"] is not None and re.match(r"^(router_)?logits_topk_", facts["choice"]):
-        facts["choice_scores"] = "logits"
+        facts["choice_scores"] = facts["logits"]
     unknown = sorted(
         name
         for name in ("n_experts", "top_k", "logits", "choice", "score_function")
@@ -198,7 +288,40 @@ def _describe(
     )
     if unknown:
         raise _unsupported(model, f"{type(router).__name__} does not tell its {', '.join(unknown)}")
-    return Site(**facts)
+    return facts
+
+
+def _block_facts(
+    modules: dict[str, nn.Module], path: str, row: dict[str, object]
+) -> dict[str, object]:
+    """What the block does around its experts; the row's paths become those of the model."""
+    shared, shared_gate = _shared_expert(modules, path)
+    facts = {
+        "entry": path,
+        "leaving": path,
+        "leaves_as": "output",
+        "shared": shared,
+        "shared_gate": shared_gate,
+        "projection": None,
+        "final_norm": None,
+        "dispatch": "indexed",
+        "sum": "",
+        "bias_before": "",
+        "sum_scale": 1.0,
+        "shared_scale": 1.0,
+        "refused": {},
+        "block_class": type(modules[path]).__name__,
+        **row,
+    }
+    for name in ("entry", "leaving", "shared", "projection", "final_norm"):
+        if name in row:
+            facts[name] = f"{path}.{row[name]}"
+    shared = facts["shared"]
+    facts["shared_inside"] = shared is not None and shared.startswith(f"{path}.")
+    if shared is None:
+        missing = "it has no shared expert; see `layer.has_shared`."
+        facts["refused"] = {**facts["refused"], "shared_output": missing}
+    return facts
 
 
 def _layer_number(model: nn.Module, path: str) -> int:
@@ -238,39 +361,42 @@ def _score_function(router: nn.Module, operations: tuple[str, ...]) -> str | Non
     return next((known for known in ("sqrtsoftplus", "softmax", "sigmoid") if known in name), None)
 
 
-def _reading_order(
-    called: tuple[str, ...], router: str, experts: str, shared: str | None
-) -> tuple[str, ...]:
-    """Quantities in the order in which the block computes them."""
-    steps = {
-        router: ("router_input", "router_logits", "router_probs"),
-        experts: (
-            "expert_index",
-            "routing_weights",
-            "expert_outputs",
-            "expert_contributions",
-            "routed_output",
-        ),
-    }
-    shared_call = f"self_{shared.rpartition('.')[2]}_0" if shared else ""
-    if shared_call in called:
-        steps[shared_call] = ("shared",)
-    inside = [name for call in called if call in steps for name in steps[call]]
-    if shared and shared_call not in called:
-        return ("input", *inside, "output", "shared")
-    return ("input", *inside, "shared_gate", "output")
+def _reading_order(called: tuple[str, ...], facts: dict[str, object]) -> tuple[str, ...]:
+    """Quantities in the order in which the block computes them; "slots": what experts write."""
 
+    def call(part: str) -> str:
+        return f"self_{facts[part].rpartition('.')[2]}_0" if facts[part] else ""
 
-def _block_scale(block: nn.Module) -> float:
-    attribute = BLOCKS.get(type(block).__name__, "one")
-    return {"one": 1.0, "": 0.0}.get(attribute) or float(getattr(block, attribute, 0.0) or 0.0)
+    routing = ["expert_index", "routing_weights"]
+    at_router = ["router_input", "router_logits", "router_probs"]
+    at_experts = ["slots"]
+    if facts["skips"]:
+        # Its choice is masked before the experts see it, so it is read where it is made.
+        at_router, routing = [*at_router, "expert_index"], ["routing_weights"]
+    first = []
+    if facts["entry"] == facts["block"]:
+        first = ["input"]
+    else:
+        at_router = ["input", *at_router]
+    steps = {call("router"): at_router, call("experts"): [*routing, *at_experts]}
+    if facts["sum"]:
+        steps[facts["sum"].removeprefix("block:")] = ["routed_output"]
+    else:
+        steps[call("experts")].append("routed_output")
+    if call("shared") in called:
+        steps[call("shared")] = ["shared"]
+    inside = [name for operation in called for name in steps.get(operation, ())]
+    if facts["shared"] and call("shared") not in called:
+        return (*first, *inside, "output", "shared")
+    return (*first, *inside, "shared_gate", "output")
 
 
 def _refuse_known(model: nn.Module, recorded: set[type]) -> None:
-    names = {type(module).__name__ for module in model.modules()}
-    for name in sorted(names | {router.__name__ for router in recorded}):
-        if name in REFUSED and name in names:
-            raise _unsupported(model, f"{name}: {REFUSED[name]}")
+    present = {type(module).__name__: module for module in model.modules()}
+    for name, reason in sorted(REFUSED.items()):
+        found = reason(present[name]) if name in present else None
+        if found is not None:
+            raise _unsupported(model, f"{name}: {found}")
 
 
 def _refuse_replaced(model: nn.Module, module: nn.Module) -> None:

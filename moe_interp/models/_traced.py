@@ -7,10 +7,39 @@ from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
+from nnsight.intervention.interleaver import OutOfOrderError
 from torch import Tensor
 
-from moe_interp.models._traced_choice import ban_experts, choose, over_tokens
-from moe_interp.models._traced_parts import LayerParts, checked, own_rows
+from moe_interp.errors import UnsupportedQuantityError
+from moe_interp.models._traced_choice import (
+    ban_experts,
+    choose,
+    over_tokens,
+    write_expert_index,
+)
+from moe_interp.models._traced_dispatch import (
+    dispatched,
+    read_expert_index,
+    read_routing_weights,
+)
+from moe_interp.models._traced_outputs import (
+    output_from,
+    read_output,
+    read_routed_output,
+    read_shared,
+    read_shared_gate,
+    read_slots,
+    write_block_output,
+    write_routed_output,
+    write_slots,
+)
+from moe_interp.models._traced_parts import (
+    LayerParts,
+    checked,
+    checked_index,
+    operation,
+    own_rows,
+)
 
 
 def read_router_input(layer: "LayerParts") -> 'Float[Tensor, "batch pos d_model"]':
@@ -18,20 +47,37 @@ def read_router_input(layer: "LayerParts") -> 'Float[Tensor, "batch pos d_model"
     return own_rows(layer.router.input)[0]
 
 
+def logits_place(layer: "LayerParts") -> "object":
+    """The operation that holds the logits; one router takes another way without gradients."""
+    other = layer.facts["logits_in_inference"]
+    return operation(
+        layer, layer.facts["logits"] if torch.is_grad_enabled() or not other else other
+    )
+
+
+def own_logits(layer: "LayerParts") -> "tuple[object, Tensor, Callable]":
+    """Where the logits are held, those of the routed experts, and the way back."""
+    place = logits_place(layer)
+    own, put = own_rows(place.output)
+    further = layer.facts["further_logits"]
+    if not further:
+        return place, own, put
+    rest = own[..., -further:]
+    return place, own[..., :-further], lambda new: put(torch.cat([new, rest], -1))
+
+
 def read_router_logits(layer: "LayerParts") -> 'Float[Tensor, "batch pos expert"]':
     """The router's linear output; under autograd the very tensor that the model goes on with."""
-    operation = getattr(layer.router.source, layer.facts["logits"])
-    own, put = own_rows(operation.output)
+    place, own, put = own_logits(layer)
     if own.requires_grad:
-        operation.output = put(own)
+        place.output = put(own)
     return own
 
 
 def write_router_logits(layer: "LayerParts", logits: 'Float[Tensor, "batch pos expert"]') -> None:
     """Replace the logits; the model's own selection then runs on the new ones."""
-    operation = getattr(layer.router.source, layer.facts["logits"])
-    own, put = own_rows(operation.output)
-    operation.output = put(checked(layer, "router_logits", logits, own))
+    place, own, put = own_logits(layer)
+    place.output = put(checked(layer, "router_logits", logits, own))
 
 
 def score(layer: "LayerParts", logits: "Tensor") -> 'Float[Tensor, "batch pos expert"]':
@@ -52,43 +98,10 @@ def read_router_probs(layer: "LayerParts") -> 'Float[Tensor, "batch pos expert"]
     return score(layer, read_router_logits(layer))
 
 
-def read_dispatch(layer: "LayerParts") -> "tuple[Tensor, Tensor, Tensor]":
-    """Hidden states, expert index and routing weights, as the experts are called with them."""
-    args, kwargs = layer.experts.inputs
-    names = layer.facts["experts_arguments"]
-    values = [args[i] if i < len(args) else kwargs[name] for i, name in enumerate(names)]
-    return values[0], values[1], values[2]
-
-
-def write_dispatch(layer: "LayerParts", index: "Tensor", weights: "Tensor") -> None:
-    """Call the experts with another index and other weights, both in the layout as served."""
-    args, kwargs = layer.experts.inputs
-    new = {1: index, 2: weights}
-    names = layer.facts["experts_arguments"]
-    args = tuple(new.get(i, value) for i, value in enumerate(args))
-    kwargs = {**kwargs, **{names[i]: new[i] for i in new if i >= len(args)}}
-    layer.experts.inputs = (args, kwargs)
-
-
-def read_expert_index(layer: "LayerParts") -> 'Int[Tensor, "batch pos top_k"]':
-    """The experts that run, in the model's own order."""
-    return own_rows(read_dispatch(layer)[1])[0]
-
-
-def read_routing_weights(layer: "LayerParts") -> 'Float[Tensor, "batch pos top_k"]':
-    """What multiplies each expert's output; under autograd the tensor the experts go on with."""
-    _, index, weights = read_dispatch(layer)
-    own, put = own_rows(weights)
-    if own.requires_grad:
-        write_dispatch(layer, index, put(own))
-    return own
-
-
 def write_routing_weights(layer: "LayerParts", new: 'Float[Tensor, "batch pos top_k"]') -> None:
     """Replace what multiplies each expert's output; the experts stay the chosen ones."""
-    _, index, weights = read_dispatch(layer)
-    own, put = own_rows(weights)
-    write_dispatch(layer, index, put(checked(layer, "routing_weights", new, own)))
+    index, weights, write = dispatched(layer)
+    write(index, checked(layer, "routing_weights", new, weights))
 
 
 def set_routing(
@@ -97,13 +110,10 @@ def set_routing(
     weights: 'Float[Tensor, "batch pos top_k"]',
 ) -> None:
     """Replace both the experts that run and their weights."""
-    _, old_index, old_weights = read_dispatch(layer)
-    own_index, put_index = own_rows(old_index)
-    own_weights, put_weights = own_rows(old_weights)
-    write_dispatch(
-        layer,
-        put_index(checked(layer, "expert_index", index, own_index)),
-        put_weights(checked(layer, "routing_weights", weights, own_weights)),
+    old_index, old_weights, write = dispatched(layer)
+    write(
+        checked_index(layer, index, old_index),
+        checked(layer, "routing_weights", weights, old_weights),
     )
 
 
@@ -117,62 +127,18 @@ def scale_weights(
     ``factor`` is ``[expert]``, ``[batch|1 expert]`` or ``[batch|1 pos|1 expert]``; 1 leaves a
     weight as it is, bit for bit.
     """
-    _, index, weights = read_dispatch(layer)
-    own_index, _ = own_rows(index)
-    own, put = own_rows(weights)
-    wide = over_tokens(layer, factor, tokens, 1.0).to(own)
-    chosen = wide.expand(*own_index.shape[:-1], layer.n_experts).gather(-1, own_index)
-    write_dispatch(layer, index, put(own * chosen))
-
-
-def run_experts_apart(
-    layer: "LayerParts", unit: "bool"
-) -> 'Float[Tensor, "batch pos top_k d_model"]':
-    """Call the experts on one (token, expert) pair per row, with weight 1 or the real weight."""
-    hidden, index, weights = [own_rows(value)[0] for value in read_dispatch(layer)]
-    shape = index.shape
-    rows = hidden.flatten(0, 1).repeat_interleave(shape[-1], 0)
-    each = torch.ones_like(weights) if unit else weights
-    out = layer.experts(rows, index.reshape(-1, 1), each.reshape(-1, 1))
-    return out.unflatten(0, shape)
-
-
-def read_expert_outputs(layer: "LayerParts") -> 'Float[Tensor, "batch pos top_k d_model"]':
-    """The output of each chosen expert, unweighted."""
-    return run_experts_apart(layer, True)
-
-
-def read_expert_contributions(layer: "LayerParts") -> 'Float[Tensor, "batch pos top_k d_model"]':
-    """The output of each chosen expert times its weight; their sum leaves the experts."""
-    return run_experts_apart(layer, False)
-
-
-def read_shared(layer: "LayerParts") -> 'Float[Tensor, "batch pos d_model"]':
-    """The shared expert's output before its gate; cloned, for some blocks add into it."""
-    return own_rows(layer.shared.output)[0].clone()
-
-
-def read_shared_gate(layer: "LayerParts") -> 'Float[Tensor, "batch pos one"]':
-    """What multiplies the shared expert's output."""
-    return own_rows(layer.shared_gate.output)[0].sigmoid()
+    index, weights, write = dispatched(layer)
+    wide = over_tokens(layer, factor, tokens, 1.0).to(weights)
+    chosen = wide.expand(*index.shape[:-1], layer.n_experts).gather(-1, index)
+    write(index, weights * chosen)
 
 
 def read_input(layer: "LayerParts") -> 'Float[Tensor, "batch pos d_model"]':
     """What enters the MoE block."""
-    return own_rows(layer.block.input)[0]
+    return own_rows(layer.entry.input)[0]
 
 
-def read_routed_output(layer: "LayerParts") -> 'Float[Tensor, "batch pos d_model"]':
-    """What leaves the experts: the sum of their contributions."""
-    return own_rows(layer.experts.output)[0]
-
-
-def read_output(layer: "LayerParts") -> 'Float[Tensor, "batch pos d_model"]':
-    """What leaves the MoE block."""
-    served = layer.block.output
-    return own_rows(served[0] if isinstance(served, tuple) else served)[0]
-
-
+SLOTS = ("expert_outputs", "expert_contributions")
 READERS = {
     "input": read_input,
     "shared": read_shared,
@@ -181,38 +147,64 @@ READERS = {
     "router_probs": read_router_probs,
     "expert_index": read_expert_index,
     "routing_weights": read_routing_weights,
-    "expert_outputs": read_expert_outputs,
-    "expert_contributions": read_expert_contributions,
     "routed_output": read_routed_output,
     "shared_gate": read_shared_gate,
     "output": read_output,
 }
+QUANTITIES = (
+    "input",
+    "router_input",
+    "router_logits",
+    "router_probs",
+    "expert_index",
+    "routing_weights",
+    *SLOTS,
+    "routed_output",
+    "shared_output",
+    "output",
+)
 
 
-def read(layer: "LayerParts", names: "Sequence[str]") -> "dict[str, Tensor]":
+def refuse(layer: "LayerParts", names: "Sequence[str]") -> None:
+    """Raise an error for the first name that is unknown or that this layer does not offer."""
+    for name in names:
+        if name not in QUANTITIES:
+            raise ValueError(f"`{name}` is no quantity of a MoE layer. Known: {QUANTITIES}.")
+        if name in layer.refused:
+            raise refusal(layer, name)
+
+
+def refusal(layer: "LayerParts", name: "str") -> "Exception":
+    """The error for a quantity that a layer cannot give."""
+    return UnsupportedQuantityError(
+        f"Layer {layer.layer} does not offer `{name}`: {layer.refused[name]}"
+    )
+
+
+def read(
+    layer: "LayerParts", names: "Sequence[str]", may_skip: "bool" = True
+) -> "dict[str, Tensor]":
     """Read several quantities in the order in which the layer computes them.
 
-    Returns them by name, in the order asked for.
+    Returns them by name, in the order asked for. With `may_skip` the experts' own call is left
+    out where the slots that are read give the same bits; writing to them is then too late.
     """
-    offered = [name for name in READERS if name not in ("shared", "shared_gate")]
-    for name in names:
-        if name not in offered and name != "shared_output":
-            raise ValueError(
-                f"`{name}` is no quantity of a MoE layer. Known: {(*offered, 'shared_output')}."
-            )
+    refuse(layer, names)
     wanted = set(names)
-    if "shared_output" in wanted and not layer.has_shared:
-        raise ValueError(f"Layer {layer.layer} has no shared expert; see `layer.has_shared`.")
     if "shared_output" in wanted:
         wanted |= {"shared", "shared_gate"} if layer.shared_gate is not None else {"shared"}
     found = {}
     for name in layer.facts["reading_order"]:
-        if name in wanted:
+        if name == "slots" and wanted.intersection(SLOTS):
+            found.update(read_slots(layer, "expert_contributions" in wanted, may_skip))
+        elif name in wanted:
             found[name] = READERS[name](layer)
     if "shared_output" in wanted:
-        found["shared_output"] = found["shared"]
+        shared = found["shared"]
         if layer.shared_gate is not None:
-            found["shared_output"] = found["shared_gate"] * found["shared"]
+            shared = found["shared_gate"] * shared
+        scale = layer.facts["shared_scale"]
+        found["shared_output"] = shared if scale == 1 else shared * scale
     return {name: found[name] for name in names}
 
 
@@ -226,82 +218,160 @@ def read_layers(
 class MoELayer(LayerParts):
     """One MoE layer, readable and writable inside a trace of its model.
 
-    Properties must be read in the order in which the model computes them; `read` takes any
-    order. All tensors are ``[batch pos ...]`` with padded positions still present, and
+    Properties must be read and written in the order in which the model computes them; `read`
+    takes any order. All tensors are ``[batch pos ...]`` with padded positions still present, and
     ``expert_index`` is in the model's own order.
 
     Attributes:
         layer: Absolute decoder layer.
-        n_experts: Number of routed experts.
+        n_experts: Number of experts that the router chooses among.
         top_k: Experts chosen per token.
         has_shared: Whether a shared expert runs beside the routed ones.
+        refused: Quantities that this layer cannot give, and why.
     """
+
+    @property
+    def offered(self) -> "tuple[str, ...]":
+        """The quantities that this layer gives."""
+        return tuple(name for name in QUANTITIES if name not in self.refused)
+
+    def read_one(self, name: "str") -> "Tensor":
+        """One quantity; in words what to do if the model has run past it."""
+        try:
+            return read(self, (name,), False)[name]
+        except OutOfOrderError as error:
+            raise self.too_late(f"`{name}` was asked for") from error
+
+    def write_one(self, name: "str", write: "Callable", *values: "object") -> None:
+        """One edit; in words what to do if the model has run past its place."""
+        refuse(self, (name,))
+        try:
+            write(self, *values)
+        except OutOfOrderError as error:
+            raise self.too_late(f"`{name}` was edited") from error
+
+    def too_late(self, what: "str") -> "OutOfOrderError":
+        """The error for a quantity that is asked for after the model has computed it."""
+        order = ", ".join(name for name in self.offered if name not in ("router_probs",))
+        return OutOfOrderError(
+            f"Layer {self.layer}: {what} after something that the model computes later was. Ask "
+            "for layers in order of depth, and in a layer for its quantities in the order "
+            f"{order}; a ban comes before `expert_index`. `layer.read(*names)` reads several at "
+            "once in any order."
+        )
 
     @property
     def input(self) -> 'Float[Tensor, "batch pos d_model"]':
         """What enters the MoE block."""
-        return read_input(self)
+        return self.read_one("input")
 
     @property
     def router_input(self) -> 'Float[Tensor, "batch pos d_model"]':
         """What the router sees."""
-        return read_router_input(self)
+        return self.read_one("router_input")
 
     @property
     def router_logits(self) -> 'Float[Tensor, "batch pos expert"]':
         """The router's linear output; assign to it, and the model's own selection re-runs."""
-        return read_router_logits(self)
+        return self.read_one("router_logits")
 
     @router_logits.setter
     def router_logits(self, logits: 'Float[Tensor, "batch pos expert"]') -> None:
-        write_router_logits(self, logits)
+        self.write_one("router_logits", write_router_logits, logits)
 
     @property
     def router_probs(self) -> 'Float[Tensor, "batch pos expert"]':
         """The model's score function over all experts (softmax or sigmoid), in float32."""
-        return read_router_probs(self)
+        return self.read_one("router_probs")
 
     @property
     def expert_index(self) -> 'Int[Tensor, "batch pos top_k"]':
-        """The experts that run, in the model's own order."""
-        return read_expert_index(self)
+        """The experts chosen, in the model's own order; assign, and the model weighs them."""
+        return self.read_one("expert_index")
+
+    @expert_index.setter
+    def expert_index(self, index: 'Int[Tensor, "batch pos top_k"]') -> None:
+        self.write_one("expert_index", write_expert_index, index)
 
     @property
     def routing_weights(self) -> 'Float[Tensor, "batch pos top_k"]':
         """What multiplies each expert's output; need not sum to 1. Can be assigned."""
-        return read_routing_weights(self)
+        return self.read_one("routing_weights")
 
     @routing_weights.setter
     def routing_weights(self, weights: 'Float[Tensor, "batch pos top_k"]') -> None:
-        write_routing_weights(self, weights)
+        self.write_one("routing_weights", write_routing_weights, weights)
 
     @property
     def expert_outputs(self) -> 'Float[Tensor, "batch pos top_k d_model"]':
-        """The output of each chosen expert, unweighted; a copy beside the model's own path."""
-        return read_expert_outputs(self)
+        """The output of each chosen expert, unweighted. Can be assigned.
+
+        Under autograd the model goes on with it, so that it has a gradient.
+        """
+        return self.read_one("expert_outputs")
+
+    @expert_outputs.setter
+    def expert_outputs(self, outputs: 'Float[Tensor, "batch pos top_k d_model"]') -> None:
+        self.write_one("expert_outputs", write_slots, "expert_outputs", outputs)
 
     @property
     def expert_contributions(self) -> 'Float[Tensor, "batch pos top_k d_model"]':
-        """The output of each chosen expert times its weight; a copy beside the model's path."""
-        return read_expert_contributions(self)
+        """The output of each chosen expert times its weight; they add up to `routed_output`."""
+        return self.read_one("expert_contributions")
+
+    @expert_contributions.setter
+    def expert_contributions(self, new: 'Float[Tensor, "batch pos top_k d_model"]') -> None:
+        self.write_one("expert_contributions", write_slots, "expert_contributions", new)
 
     @property
     def routed_output(self) -> 'Float[Tensor, "batch pos d_model"]':
-        """What leaves the experts: the sum of their contributions."""
-        return read_routed_output(self)
+        """What leaves the experts: the sum of their contributions. Can be assigned."""
+        return self.read_one("routed_output")
+
+    @routed_output.setter
+    def routed_output(self, new: 'Float[Tensor, "batch pos d_model"]') -> None:
+        self.write_one("routed_output", write_routed_output, new)
 
     @property
     def shared_output(self) -> 'Float[Tensor, "batch pos d_model"]':
         """What the shared expert adds to the block's output, its gate applied."""
-        return read(self, ("shared_output",))["shared_output"]
+        return self.read_one("shared_output")
 
     @property
     def output(self) -> 'Float[Tensor, "batch pos d_model"]':
-        """What leaves the MoE block."""
-        return read_output(self)
+        """What leaves the MoE block. Can be assigned."""
+        return self.read_one("output")
+
+    @output.setter
+    def output(self, new: 'Float[Tensor, "batch pos d_model"]') -> None:
+        self.write_one("output", write_block_output, new)
+
+    def output_from(
+        self,
+        contributions: 'Float[Tensor, "batch pos top_k d_model"]',
+        shared: 'Float[Tensor, "batch pos d_model"] | None' = None,
+    ) -> 'Float[Tensor, "batch pos d_model"]':
+        """What the block would output for these contributions of its experts.
+
+        It adds them up and does what the block does after that: a projection, a factor, the
+        shared expert, a bias, a norm; `docs/support.md` says which family does what.
+
+        Args:
+            contributions: One vector per chosen expert.
+            shared: The shared expert's output, as `shared_output` gives it; read here if not
+                given, which is possible only where the block computes it after the experts.
+
+        Returns:
+            The output; assign it to `output` to run the model with it.
+        """
+        if shared is None and self.facts["shared_inside"]:
+            shared = self.shared_output
+        return output_from(self, contributions, shared)
 
     def read(self, *names: "str") -> "dict[str, Tensor]":
         """Read several quantities, whatever order the model computes them in.
+
+        The layer is then past them: edits of it come before.
 
         Args:
             *names: Names of properties of this class.
@@ -310,9 +380,13 @@ class MoELayer(LayerParts):
             The tensors by name, in the order asked for.
 
         Raises:
-            ValueError: If a name is unknown, or the layer has no shared expert to read.
+            ValueError: If a name is unknown.
+            UnsupportedQuantityError: If the layer does not offer one of them.
         """
-        return read(self, names)
+        try:
+            return read(self, names)
+        except OutOfOrderError as error:
+            raise self.too_late(f"{names} were asked for") from error
 
     def ban(
         self, experts: "Sequence[int]", tokens: 'Bool[Tensor, "batch pos"] | None' = None
@@ -326,7 +400,7 @@ class MoELayer(LayerParts):
         Raises:
             ValueError: If an id is out of range or too few experts are left to choose from.
         """
-        ban_experts(self, self.mask(experts), tokens)
+        self.write_one("expert_index", ban_experts, self.mask(experts), tokens)
 
     def zero(
         self, experts: "Sequence[int]", tokens: 'Bool[Tensor, "batch pos"] | None' = None
@@ -340,7 +414,7 @@ class MoELayer(LayerParts):
         Raises:
             ValueError: If an id is out of range.
         """
-        scale_weights(self, (~self.mask(experts)).float(), tokens)
+        self.write_one("routing_weights", scale_weights, (~self.mask(experts)).float(), tokens)
 
     def choose(self, rule: "Callable") -> None:
         """Let a rule correct the model's choice of experts. Once per layer and forward.
@@ -349,7 +423,7 @@ class MoELayer(LayerParts):
             rule: A function of the scores that the model chooses by, ``[batch pos expert]``, and
                 of its index, ``[batch pos top_k]``, to the new index.
         """
-        choose(self, rule)
+        self.write_one("expert_index", choose, rule)
 
     def set_routing(
         self,
@@ -363,9 +437,9 @@ class MoELayer(LayerParts):
             weights: What multiplies their outputs.
 
         Raises:
-            ValueError: If a shape differs from the layer's own.
+            ValueError: If a shape differs from the layer's own, or an id is out of range.
         """
-        set_routing(self, index, weights)
+        self.write_one("routing_weights", set_routing, index, weights)
 
 
 class ModelInTrace:
@@ -374,8 +448,15 @@ class ModelInTrace:
     Attributes:
         nnsight: The wrapped nnsight model.
         moe: The MoE layers by absolute decoder layer.
+        encoder_moe: Those of the encoder.
     """
 
-    def __init__(self, nnsight: "object", moe: "dict[int, MoELayer]") -> None:
+    def __init__(
+        self,
+        nnsight: "object",
+        moe: "dict[int, MoELayer]",
+        encoder_moe: "dict[int, MoELayer]",
+    ) -> None:
         self.nnsight = nnsight
         self.moe = moe
+        self.encoder_moe = encoder_moe

@@ -9,22 +9,29 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from moe_interp.models._traced_parts import LayerParts, own_rows
+from moe_interp.models._traced_parts import LayerParts, checked_index, operation, own_rows
 from moe_interp.models._traced_rules import choose_next_best
 
 
-def run_router_apart(layer: "LayerParts") -> 'Int[Tensor, "batch pos top_k"]':
-    """The experts that the router, called on its own, chooses for the input it has here."""
+def choice_apart(layer: "LayerParts") -> 'Int[Tensor, "batch pos top_k"] | None':
+    """The experts that the router, called on its own, chooses for the input it has here.
+
+    None for routers that do not return an index, which choose by their logits alone.
+    """
+    if layer.facts["dispatch"] != "indexed" or layer.facts["choice"].startswith("block:"):
+        return None
     args, kwargs = layer.router.inputs
     given = []
     for arg in args:
-        if torch.is_tensor(arg) and arg.dim() == 2:
+        if torch.is_tensor(arg) and arg.dim() == 2 and arg.is_floating_point():
             arg = own_rows(arg)[0].flatten(0, 1)
         given.append(arg)
     returned = layer.router(*given, **kwargs)
     index = next(
         value for value in returned if torch.is_tensor(value) and not value.is_floating_point()
     )
+    if layer.facts["skips"]:
+        index = index.masked_fill(returned[1] == 0, layer.n_experts - 1)
     own, _ = own_rows(args[0])
     return index.reshape(*own.shape[:2], -1)
 
@@ -36,23 +43,48 @@ def choose(layer: "LayerParts", rule: "Callable") -> 'Int[Tensor, "batch pos top
     itself chose by, so a token whose choice stands keeps its bits. One call per layer and forward:
     the scores are gone once the choice is made. Returns the corrected index.
     """
-    if layer.facts["choice"] == "sparsemixer":
+    facts = layer.facts
+    if facts["choice_gives"] == "sparsemixer":
         return choose_after_sparsemixer(layer, rule)
-    if layer.facts["choice_scores"] == "logits":
-        scores = own_rows(getattr(layer.router.source, layer.facts["logits"]).output)[0]
-        operation = getattr(layer.router.source, layer.facts["choice"])
-    else:
-        operation = getattr(layer.router.source, layer.facts["choice"])
-        scores = own_rows(operation.inputs[0][0])[0]
-    served = operation.output
+    scores, source = None, None
+    if facts["choice_scores"]:
+        scores = own_rows(operation(layer, facts["choice_scores"]).output)[0]
+    if facts["choice_values"]:
+        source = own_rows(operation(layer, facts["choice_values"]).output)[0]
+    chosen = operation(layer, facts["choice"])
+    if scores is None:
+        scores = own_rows(chosen.inputs[0][0])[0]
+    source = scores if source is None else source
+    served = chosen.output
+    if facts["choice_gives"] == "argmax":
+        index, put = own_rows(served.unsqueeze(-1))
+        new = rule(scores, index)
+        if new is not index:
+            chosen.output = put(new).squeeze(-1)
+            # Its weight is the highest score, whatever the choice: make it the chosen one's.
+            weight = operation(layer, facts["choice_weight"])
+            own, put = own_rows(weight.output)
+            weight.output = put(torch.where(new != index, source.gather(-1, new), own))
+        return new
+    if facts["choice_gives"] == "index":
+        index, put = own_rows(served)
+        new = rule(scores, index)
+        if new is not index:
+            chosen.output = put(new)
+        return new
     values, put_values = own_rows(served[0])
     index, put_index = own_rows(served[1])
     new = rule(scores, index)
     if new is index:
         return index
-    values = torch.where(new != index, scores.gather(-1, new).to(values.dtype), values)
-    operation.output = torch.return_types.topk((put_values(values), put_index(new)))
+    values = torch.where(new != index, source.gather(-1, new).to(values.dtype), values)
+    chosen.output = torch.return_types.topk((put_values(values), put_index(new)))
     return new
+
+
+def write_expert_index(layer: "LayerParts", new: 'Int[Tensor, "batch pos top_k"]') -> None:
+    """Choose the given experts; the model weighs them by its own scores."""
+    choose(layer, lambda scores, index: checked_index(layer, new, index))
 
 
 def choose_after_sparsemixer(

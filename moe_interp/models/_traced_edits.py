@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from moe_interp.models._traced import read_dispatch, write_dispatch
 from moe_interp.models._traced_choice import choose
-from moe_interp.models._traced_parts import LayerParts, own_rows
+from moe_interp.models._traced_dispatch import dispatched
+from moe_interp.models._traced_parts import LayerParts
 
 
 def apply_edits(layers: "Sequence[LayerParts]", table: "dict[int, dict[str, list]]") -> None:
@@ -43,12 +43,10 @@ def chain(layer: "LayerParts", edits: "Sequence[tuple]") -> "Callable":
 
 def correct_weights(layer: "LayerParts", rule: "Callable") -> None:
     """Let ``rule(index, weights) -> weights`` correct what multiplies the experts' outputs."""
-    _, index, weights = read_dispatch(layer)
-    own_index, _ = own_rows(index)
-    own, put = own_rows(weights)
-    new = rule(own_index, own)
-    if new is not own:
-        write_dispatch(layer, index, put(new.to(own.dtype)))
+    index, weights, write = dispatched(layer)
+    new = rule(index, weights)
+    if new is not weights:
+        write(index, new.to(weights.dtype))
 
 
 def weights_to_differentiate(
@@ -60,10 +58,9 @@ def weights_to_differentiate(
     """
     found = {}
     for layer in layers:
-        _, index, weights = read_dispatch(layer)
-        own, put = own_rows(weights)
-        if not own.requires_grad:
-            own = own.detach().requires_grad_(True)
-        write_dispatch(layer, index, put(own))
-        found[layer.layer] = (own_rows(index)[0], own)
+        index, weights, write = dispatched(layer)
+        if not weights.requires_grad:
+            weights = weights.detach().requires_grad_(True)
+        write(index, weights)
+        found[layer.layer] = (index, weights)
     return found

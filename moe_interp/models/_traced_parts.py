@@ -23,9 +23,10 @@ class LayerParts:
     Attributes:
         facts: The fields of its `Site`.
         layer: Absolute decoder layer.
-        n_experts: Number of routed experts.
+        n_experts: Number of experts that the router chooses among.
         top_k: Experts chosen per token.
         has_shared: Whether a shared expert runs beside the routed ones.
+        refused: Quantities that this layer cannot give, and why.
     """
 
     def __init__(self, root: "object", facts: "dict") -> None:
@@ -34,11 +35,30 @@ class LayerParts:
         self.n_experts = facts["n_experts"]
         self.top_k = facts["top_k"]
         self.has_shared = facts["shared"] is not None
-        self.block = root.get(facts["block"])
-        self.router = root.get(facts["router"])
-        self.experts = root.get(facts["experts"])
-        self.shared = None if facts["shared"] is None else root.get(facts["shared"])
-        self.shared_gate = None if facts["shared_gate"] is None else root.get(facts["shared_gate"])
+        self.refused = facts["refused"]
+        parts = {
+            name: None if facts[name] is None else root.get(facts[name])
+            for name in (
+                "block",
+                "router",
+                "experts",
+                "shared",
+                "shared_gate",
+                "entry",
+                "leaving",
+                "projection",
+                "final_norm",
+            )
+        }
+        self.block = parts["block"]
+        self.router = parts["router"]
+        self.experts = parts["experts"]
+        self.shared = parts["shared"]
+        self.shared_gate = parts["shared_gate"]
+        self.entry = parts["entry"]
+        self.leaving = parts["leaving"]
+        self.projection = parts["projection"]
+        self.final_norm = parts["final_norm"]
 
     def __repr__(self) -> "str":
         shared = ", shared expert" if self.has_shared else ""
@@ -65,6 +85,21 @@ class LayerParts:
         return chosen
 
 
+def operation(layer: "LayerParts", path: "str") -> "object":
+    """An operation in the source of the layer's router, or of its block if the path says so.
+
+    ``a/b`` is the operation b inside the function that the operation a calls.
+    """
+    inside = layer.router
+    if path.startswith("block:"):
+        inside, path = layer.block, path.removeprefix("block:")
+    *outer, last = path.split("/")
+    source = inside.source
+    for name in outer:
+        source = getattr(source, name).source
+    return getattr(source, last)
+
+
 def invoke_rows() -> tuple[int, int, int]:
     """First row, number of rows of the running invoke, and number of rows of the whole batch."""
     mediator = Mediator.current("a MoE layer")
@@ -75,6 +110,38 @@ def invoke_rows() -> tuple[int, int, int]:
         total = run.batcher.total
     start, size = (0, total) if mediator.batch_group is None else mediator.batch_group
     return start, size, total
+
+
+def runs_alone() -> bool:
+    """Whether the running block is the only one that this forward serves."""
+    others = Mediator.current("a MoE layer").interleaver.mediators
+    return len([other for other in others if not hasattr(other, "slots")]) == 1
+
+
+def waiting_slots(layer: "LayerParts") -> "dict | None":
+    """The slots that wait to take the place of the experts' output, if any do."""
+    mediator = Mediator.current("a MoE layer")
+    for other in mediator.interleaver.mediators:
+        same = getattr(other, "block", None) == layer.facts["block"]
+        if same and other.batch_group == mediator.batch_group and other.alive:
+            return other.slots
+    return None
+
+
+def work_beside(layer: "LayerParts", slots: "dict", work: "Callable") -> None:
+    """Let ``work(slots)`` wait for a later place of the model, beside the running block.
+
+    The block itself stays where it is, so that whatever it asks for next is still to come. At the
+    place waited for, `work` comes before the block.
+    """
+    mediator = Mediator.current("a MoE layer")
+    code = compile("work(slots)", "<beside>", "exec")
+    helper = Mediator(code, {}, {"work": work, "slots": slots})
+    helper.batch_group = mediator.batch_group
+    helper.block = layer.facts["block"]
+    helper.slots = slots
+    mediator.interleaver.mediators.insert(0, helper)
+    helper.start(mediator.interleaver)
 
 
 def own_rows(served: "Tensor") -> "tuple[Tensor, Callable]":
@@ -104,7 +171,26 @@ def checked(layer: "LayerParts", name: str, new: "Tensor", old: "Tensor") -> "Te
     """The new value in the dtype of the old, or an error that names both shapes."""
     if new.shape != old.shape:
         raise ValueError(
-            f"`{name}` of layer {layer.layer} has shape {tuple(old.shape)} here (batch, pos, "
-            f"expert or top_k), got {tuple(new.shape)}."
+            f"`{name}` of layer {layer.layer} has shape {tuple(old.shape)} here (batch, pos, then "
+            f"the quantity's own axes), got {tuple(new.shape)}."
         )
-    return new.to(old.dtype)
+    return new.to(device=old.device, dtype=old.dtype)
+
+
+def checked_index(layer: "LayerParts", new: "Tensor", old: "Tensor") -> "Tensor":
+    """`checked` for expert ids, which must also be integers in range and differ per token."""
+    if new.is_floating_point() or new.dtype == torch.bool:
+        raise ValueError(
+            f"`expert_index` of layer {layer.layer} holds integers, got {new.dtype!s}."
+        )
+    new = checked(layer, "expert_index", new, old)
+    if bool(((new < 0) | (new >= layer.n_experts)).any()):
+        raise ValueError(
+            f"`expert_index` of layer {layer.layer} names experts 0–{layer.n_experts - 1}, got "
+            f"{int(new.min())}–{int(new.max())}."
+        )
+    if bool((new.sort(-1).values.diff(dim=-1) == 0).any()):
+        raise ValueError(
+            f"`expert_index` of layer {layer.layer} names an expert twice for a token."
+        )
+    return new

@@ -56,36 +56,14 @@ def test_facts_are_plain_data():
     facts = find_sites(skeleton("mixtral"))[0].facts()
     for value in facts.values():
         parts = value if isinstance(value, tuple) else (value,)
+        if isinstance(value, dict):
+            parts = (*value, *value.values())
         assert all(part is None or isinstance(part, int | float | str) for part in parts)
 
 
 def test_a_dense_model_is_named_dense():
     with pytest.raises(NotMoEError, match=r"'LlamaForCausalLM' is a dense model.*mixtral"):
         find_sites(skeleton("llama"))
-
-
-@pytest.mark.parametrize(
-    ("model_type", "reason"),
-    [
-        ("dbrx", "DbrxRouter: its choice is made in the block"),
-        ("llama4_text", "Llama4Router: its router scales the experts' input"),
-        ("jetmoe", "JetMoeTopKGating: its dispatch sorts tokens"),
-    ],
-)
-def test_a_family_of_another_kind_is_refused_by_name(model_type, reason):
-    changes = {
-        "dbrx": {
-            "d_model": 32,
-            "n_heads": 4,
-            "n_layers": 2,
-            "ffn_config": {"moe_num_experts": 4, "moe_top_k": 2, "ffn_hidden_size": 24},
-            "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4},
-        },
-        "llama4_text": {"num_local_experts": 4, "head_dim": 8, "intermediate_size_mlp": 48},
-        "jetmoe": {"num_local_experts": 4, "kv_channels": 8},
-    }[model_type]
-    with pytest.raises(UnsupportedArchitectureError, match=f"{reason}.*Tested families: deepseek"):
-        find_sites(skeleton(model_type, **changes))
 
 
 def renamed_router(model):
