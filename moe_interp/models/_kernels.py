@@ -16,12 +16,11 @@ from torch import nn
 
 from moe_interp.errors import UnsupportedArchitectureError
 
-_PARTS = ("router", "gate", "experts")
 # Where transformers keeps the modules that it puts in the place of a model's own.
 _REPLACEMENTS = ("transformers.integrations.", "transformers.quantizers.")
 _UNCOMPILED = (
-    "Load the model without compiling it, or compile modules in place by `module.compile()`, "
-    "which leaves their forward in sight."
+    "Load the model without compiling it; experts alone may be compiled beforehand, by "
+    "`experts.forward = torch.compile(experts.forward)`."
 )
 
 
@@ -43,38 +42,38 @@ def refuse_kernels(model: nn.Module) -> None:
         children = dict(block.named_children())
         if "experts" not in children and "router" not in children:
             continue
-        parts = {name: children[name] for name in _PARTS if name in children}
-        found = _hidden_in_block(block, parts)
-        for outer in _enclosing(modules, path):
-            found = found or _compiled_around(outer)
-        if found is not None:
-            raise UnsupportedArchitectureError(
-                f"{type(model).__name__!r} cannot be read exactly: {path}: {found}"
-            )
+        routers = [children[name] for name in ("router", "gate") if name in children]
+        experts = [children[name] for name in ("experts",) if name in children]
+        checks = (
+            (_spread_over_processes, (block, *routers, *experts)),
+            (_hidden_operations, (block, *routers)),
+            (_hidden_experts, experts),
+            (_compiled, (*routers, block, *_enclosing(modules, path))),
+        )
+        for check, checked in checks:
+            for found in filter(None, map(check, checked)):
+                raise UnsupportedArchitectureError(
+                    f"{type(model).__name__!r} cannot be read exactly: {path}: {found}"
+                )
 
 
-def _hidden_in_block(block: nn.Module, parts: dict[str, nn.Module]) -> str | None:
-    """What hides the routing of one block, why that matters and what to do; None if nothing."""
-    for part in (block, *parts.values()):
-        if _is_distributed(part):
-            return (
-                f"{type(part).__name__} is spread over processes by tensor or expert parallelism, "
-                "and a call of its experts reaches one process's share. Load the model in one "
-                'process, without `tp_plan` and `distributed_config`; `device_map="auto"` spreads '
-                "its layers over the devices there are."
-            )
-    for part in (block, parts.get("router"), parts.get("gate")):
-        found = None if part is None else _hidden_operations(part)
-        if found is not None:
-            return found
-    return _hidden_experts(parts["experts"]) if "experts" in parts else None
+def _spread_over_processes(module: nn.Module) -> str | None:
+    """Whether a module's weights are split, or its forward exchanges with other processes."""
+    hooked = getattr(module, "_is_hooked", False) or getattr(module, "_is_expert_parallel", False)
+    kinds = {type(weight).__name__ for weight in module.parameters(recurse=False)}
+    if not hooked and "DTensor" not in kinds:
+        return None
+    return (
+        f"{type(module).__name__} is spread over processes by tensor or expert parallelism, and a "
+        "call of its experts reaches one process's share. Load the model in one process, without "
+        '`tp_plan` and `distributed_config`; `device_map="auto"` spreads its layers over the '
+        "devices there are."
+    )
 
 
 def _hidden_operations(module: nn.Module) -> str | None:
     """What took the place of the operations of a router or a block."""
     kind = type(module)
-    if _is_compiled_wrapper(module):
-        return f"its router was wrapped by `torch.compile(module)`. {_UNCOMPILED}"
     if kind.__module__.startswith(_REPLACEMENTS):
         return (
             f"{kind.__name__} of {kind.__module__} stands in the place of the model's own module "
@@ -83,10 +82,8 @@ def _hidden_operations(module: nn.Module) -> str | None:
             "for gpt-oss in MXFP4, then `load_model(model, tokenizer=tokenizer)`."
         )
     replacement = _replacement(module)
-    if replacement is None:
+    if replacement is None or _is_compiled(replacement):
         return None
-    if _is_compiled(replacement):
-        return f"the forward of {kind.__name__} was compiled. {_UNCOMPILED}"
     return (
         f"the forward of {kind.__name__} was replaced by {_name(replacement)} (a hub kernel?), "
         "which need not run the operations that are read. Load the model with "
@@ -96,8 +93,6 @@ def _hidden_operations(module: nn.Module) -> str | None:
 
 def _hidden_experts(experts: nn.Module) -> str | None:
     """What keeps the experts from being called on tokens of one's own."""
-    if _is_compiled_wrapper(experts):
-        return f"its experts were wrapped by `torch.compile(module)`. {_UNCOMPILED}"
     implementation = _implementation(experts)
     if implementation == "deepgemm_megamoe":
         return (
@@ -110,6 +105,8 @@ def _hidden_experts(experts: nn.Module) -> str | None:
             "the experts implementation 'grouped_mm' has no float64. Load the model with "
             '`experts_implementation="eager"` or `"batched_mm"`, or in float32.'
         )
+    if _is_compiled_module(experts):
+        return f"its experts were compiled as a module. {_UNCOMPILED}"
     replacement = _replacement(experts)
     if replacement is not None and "_hf_hook" in experts.__dict__:
         return (
@@ -120,15 +117,17 @@ def _hidden_experts(experts: nn.Module) -> str | None:
     return None
 
 
-def _compiled_around(module: nn.Module) -> str | None:
-    """A compiled forward around a block: its compiler cannot follow the operations inside.
+def _compiled(module: nn.Module) -> str | None:
+    """Whether a router, a block or a module around it is run by a compiler.
 
-    A module wrapped or compiled as a whole can be read: its compiler gives way to nnsight.
+    The compiler would go on into the trace's own code, and that changes from trace to trace.
     """
-    replacement = None if _is_compiled_wrapper(module) else _replacement(module)
-    if replacement is None or not _is_compiled(replacement):
+    if not _is_compiled_module(module) and not _is_compiled(_replacement(module)):
         return None
-    return f"the forward of {type(module).__name__} around it was compiled. {_UNCOMPILED}"
+    return (
+        f"{type(module).__name__} was compiled by torch.compile, which hides the operations that "
+        f"are read. {_UNCOMPILED}"
+    )
 
 
 def _enclosing(modules: dict[str, nn.Module], path: str) -> Iterator[nn.Module]:
@@ -154,21 +153,15 @@ def _replacement(module: nn.Module) -> Callable | None:
     return found
 
 
-def _is_distributed(module: nn.Module) -> bool:
-    """Whether a module's weights are split over processes, or its forward exchanges with others."""
-    hooked = getattr(module, "_is_hooked", False) or getattr(module, "_is_expert_parallel", False)
-    kinds = {type(weight).__name__ for weight in module.parameters(recurse=False)}
-    return bool(hooked) or "DTensor" in kinds
-
-
-def _is_compiled(function: Callable) -> bool:
+def _is_compiled(function: Callable | None) -> bool:
     """Whether a function came out of `torch.compile`."""
     return hasattr(function, "_torchdynamo_orig_callable")
 
 
-def _is_compiled_wrapper(module: nn.Module) -> bool:
-    """Whether a module came out of `torch.compile`, which hides the module's class and children."""
-    return isinstance(getattr(module, "_orig_mod", None), nn.Module)
+def _is_compiled_module(module: nn.Module) -> bool:
+    """Whether a module was compiled together with what is called around its forward."""
+    wraps = isinstance(getattr(module, "_orig_mod", None), nn.Module)
+    return wraps or getattr(module, "_compiled_call_impl", None) is not None
 
 
 def _implementation(experts: nn.Module) -> str | None:
