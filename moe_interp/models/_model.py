@@ -1,12 +1,19 @@
 """MoEModel: an nnsight model that knows its MoE layers."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
 from nnsight.modeling.transformers import TransformersModel
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from moe_interp.models._hooks import (
+    HookInfo,
+    HookTable,
+    RoutingCache,
+    run_with_cache,
+    run_with_hooks,
+)
 from moe_interp.models._sites import Site
 from moe_interp.models._traced import ModelInTrace, MoELayer
 
@@ -208,6 +215,104 @@ class MoEModel:
         """How experts run: transformers' name of the implementation."""
         experts = self.nnsight._module.get_submodule(path)
         return getattr(getattr(experts, "config", None), "_experts_implementation", None)
+
+    @property
+    def hook_dict(self) -> dict[str, HookInfo]:
+        """What can be cached and hooked, under TransformerLens's names: layer, quantity, axes.
+
+        ``blocks.{layer}.mlp.hook_router_logits``, ``hook_expert_indices`` and so on;
+        ``encoder_blocks.{layer}...`` in an encoder. What a layer does not offer is left out.
+        """
+        return self._hook_table().hooks
+
+    def run_with_cache(
+        self,
+        prompts: object,
+        *,
+        names_filter: str | Sequence[str] | Callable[[str], bool] | None = None,
+        return_type: str | None = "logits",
+        remote: bool | str = False,
+        backend: object = None,
+    ) -> tuple[torch.Tensor | None, RoutingCache]:
+        """Run prompts once and keep what the MoE layers computed, as in TransformerLens.
+
+        Args:
+            prompts: A text, several, token ids, or an encoding, as `trace` takes them.
+            names_filter: Which hooks of `hook_dict` to keep: a name, several, or a function of a
+                name; all of them by default, per-expert outputs included.
+            return_type: ``"logits"``, or None for the cache alone.
+            remote: As in nnsight's ``trace``.
+            backend: As in nnsight's ``trace``.
+
+        Returns:
+            The logits (or None) and the cache. Padded positions are in both.
+
+        Raises:
+            KeyError: If there is no hook of a name, or the filter picks none.
+            UnsupportedQuantityError: If the layer does not offer what a name stands for.
+            TypeError: If `names_filter` is of another kind.
+            ValueError: If `return_type` has another value.
+
+        Example:
+            >>> import moe_interp as mi
+            >>> model = mi.load_model("organism:topic")
+            >>> _, cache = model.run_with_cache("how do i bake bread ?")
+            >>> cache.stack("hook_router_logits").shape
+            torch.Size([4, 1, 6, 16])
+        """
+        options = {"remote": remote, "backend": backend}
+        nn, table = self._up_to_date(), self._hook_table()
+        return run_with_cache(nn, table, prompts, names_filter, return_type, options)
+
+    def run_with_hooks(
+        self,
+        prompts: object,
+        *,
+        fwd_hooks: Sequence[tuple[str | Callable[[str], bool], Callable]] = (),
+        return_type: str | None = "logits",
+        remote: bool | str = False,
+        backend: object = None,
+    ) -> torch.Tensor | None:
+        """Run prompts once with functions that see, and may change, what the layers compute.
+
+        A function is called as ``function(value, hook)``, where ``hook.name`` and
+        ``hook.layer()`` say where it is, and returns a new value, or None to change nothing.
+        Hooks run in the order in which the model computes their values, functions on one hook in
+        list order.
+
+        Args:
+            prompts: A text, several, token ids, or an encoding, as `trace` takes them.
+            fwd_hooks: Pairs of a hook's name, or a function that picks names, and a function.
+            return_type: ``"logits"``, or None for nothing.
+            remote: As in nnsight's ``trace``; what functions store outside then stays there.
+            backend: As in nnsight's ``trace``.
+
+        Returns:
+            The logits, or None.
+
+        Raises:
+            KeyError: If there is no hook of a name, or a function picks none.
+            UnsupportedQuantityError: If the layer does not offer what a name stands for.
+            TypeError: If `fwd_hooks` holds something else, or a function returns no tensor.
+            ValueError: If a function gives a value of another shape, or writes what can only be
+                read; or if `return_type` has another value.
+
+        Example:
+            >>> import moe_interp as mi
+            >>> model = mi.load_model("organism:topic")
+            >>> name = "blocks.2.mlp.hook_router_logits"
+            >>> logits = model.run_with_hooks(
+            ...     "how do i bake bread ?", fwd_hooks=[(name, lambda value, hook: -value)]
+            ... )
+            >>> logits.shape[:2]
+            torch.Size([1, 6])
+        """
+        options = {"remote": remote, "backend": backend}
+        nn, table = self._up_to_date(), self._hook_table()
+        return run_with_hooks(nn, table, prompts, fwd_hooks, return_type, options)
+
+    def _hook_table(self) -> HookTable:
+        return HookTable({"encoder_blocks": self.encoder_moe, "blocks": self.moe})
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         """A model named in a block that runs elsewhere arrives there as what the block can use."""
