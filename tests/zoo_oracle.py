@@ -247,7 +247,7 @@ def observe(model: nn.Module, run: Callable[[nn.Module], object]) -> Observation
     """Run ``run(model)`` under hooks on every MoE layer of a plain Hugging Face model."""
     place, observation, handles, watched = place_of(model), Observation(), [], []
     for path, number, layer, block in find_blocks(model):
-        encoder = path.startswith("encoder.")
+        encoder = re.search(r"(^|\.)encoder\.", path) is not None
         table = observation.encoder_calls if encoder else observation.calls
         calls = table.setdefault(number, [])
         handles += _watch(block, "block", calls, opens=True)
@@ -325,14 +325,15 @@ def _indexed(taken: dict, parts: dict[str, nn.Module]) -> dict[str, Tensor]:
 
 
 def _with_skip(taken: dict, parts: dict[str, nn.Module]) -> dict[str, Tensor]:
-    """One class beyond the experts means that the token skips them; its weight is 0."""
+    """One class beyond the experts means that the token skips them: nothing with weight 0."""
     found = _indexed(taken, parts)
     logits = taken["router.out"][0]
     chosen = (logits.softmax(-1).float() + parts["router"].balancing_biases).argmax(-1)[:, None]
     skipped = chosen == logits.shape[-1] - 1
     if not torch.equal(chosen.masked_fill(skipped, 0), found["expert_index"]):
         raise AssertionError("The oracle does not know how this router chooses.")
-    return {**found, "expert_index": chosen}
+    outputs = found["expert_outputs"].masked_fill(skipped[..., None], 0.0)
+    return {**found, "expert_index": chosen, "expert_outputs": outputs}
 
 
 def _input_scaled(taken: dict, parts: dict[str, nn.Module]) -> dict[str, Tensor]:
@@ -374,13 +375,15 @@ def _sorted(taken: dict, parts: dict[str, nn.Module]) -> dict[str, Tensor]:
 def _one_hot(taken: dict, parts: dict[str, nn.Module]) -> dict[str, Tensor]:
     """One expert a token; a token beyond an expert's capacity is dropped, its weight is 0."""
     hidden, one_hot, weights = taken["experts.in"]
-    kept = one_hot.sum(-1)
-    experts = parts["experts"]
+    logits = taken["router.out"][2].flatten(0, 1)
+    index = logits.argmax(-1, keepdim=True)
+    undropped = nn.functional.one_hot(index, logits.shape[-1])
+    outputs = parts["experts"](hidden, undropped, torch.ones_like(weights))
     return {
-        "expert_index": taken["router.out"][2].flatten(0, 1).argmax(-1, keepdim=True),
-        "routing_weights": weights * kept,
+        "expert_index": index,
+        "routing_weights": weights * one_hot.sum(-1),
         "routed_output": taken["experts.out"],
-        "expert_outputs": experts(hidden, one_hot, torch.ones_like(weights))[:, None],
+        "expert_outputs": outputs[:, None],
         "expert_contributions": taken["experts.out"][:, None],
     }
 

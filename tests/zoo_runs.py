@@ -41,13 +41,11 @@ NATIVE = {
     "switch_transformers": "loops over experts",
 }
 REFUSED = {
+    "diffusion_gemma": "no causal language model",
     "doge": "experts are rows of an embedding",
-    "nllb-moe": "runs only expert_0 and expert_1",
-}
-# Families without a text generation of their own are read at prefill only.
-NO_GENERATION = {
-    "diffusion_gemma": "denoises blocks of tokens instead of adding one after the other",
-    "openai_privacy_filter": "classifies tokens",
+    "ernie4_5_vl_moe": "sends text and image tokens to different experts",
+    "openai_privacy_filter": "no causal language model",
+    "nllb-moe": "only expert_0 and expert_1 ever run",
 }
 # Quantities that only some families lack, with words of the reason that must be given.
 SCALED_INPUT = {"expert_outputs": "multiplies the expert's input, not its output"}
@@ -76,7 +74,6 @@ WITHOUT_SHARED = (
     "muse_spark",
     "olmoe",
     "olmoe-renormalised",
-    "openai_privacy_filter",
     "phimoe",
     "qwen3_moe",
     "qwen3_moe-renormalised",
@@ -84,7 +81,6 @@ WITHOUT_SHARED = (
     "qwen3_vl_moe",
     "switch_transformers",
     "zaya",
-)
 )
 FAMILIES = tuple(name for name in zoo.FAMILIES if name not in REFUSED)
 

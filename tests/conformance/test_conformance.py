@@ -25,7 +25,6 @@ CASES = [
     for quantity in QUANTITIES
     if quantity not in zoo_runs.not_offered(family)
 ]
-GENERATING = [case for case in CASES if case.values[0] not in zoo_runs.NO_GENERATION]
 
 
 def assert_same(quantity, found, expected):
@@ -49,7 +48,7 @@ class TestPrefill:
 
 
 class TestDecode:
-    @pytest.mark.parametrize(("family", "implementation", "quantity"), GENERATING)
+    @pytest.mark.parametrize(("family", "implementation", "quantity"), CASES)
     def test_every_step_shows_what_the_modules_had(self, family, implementation, quantity):
         expected = zoo_runs.plain_decode(family, implementation)
         steps, tokens = zoo_runs.traced_decode(family, implementation)
@@ -61,8 +60,6 @@ class TestDecode:
 
     def test_one_row_of_each_generation_ends_early(self):
         for family in FAMILIES:
-            if family in zoo_runs.NO_GENERATION:
-                continue
             end = zoo_runs.early_end(family)
             tokens = zoo_runs.plain_decode(family, zoo_runs.implementations(family)[0]).result
             ended = (tokens[:, -zoo_runs.N_NEW : -1] == end).any(-1)
