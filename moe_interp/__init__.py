@@ -22,6 +22,7 @@ _PUBLIC = {
     "load_prompts": "prompts",
     "MoEModel": "models",
     "MoELayer": "models",
+    "RoutingCache": "models",
     "load_model": "models",
     "RefusalLogOdds": "metrics",
     "RefusalOpening": "metrics",

@@ -1,5 +1,6 @@
 """ACCESS: load a MoE model, read and edit its routers and experts inside a trace."""
 
+from moe_interp.models._hooks import HookInfo, RoutingCache
 from moe_interp.models._load import load_model
 from moe_interp.models._model import Architecture, MoELayers, MoEModel
 from moe_interp.models._registry import SUPPORTED
@@ -11,9 +12,11 @@ from moe_interp.models._versions import check_versions
 __all__ = [
     "SUPPORTED",
     "Architecture",
+    "HookInfo",
     "MoELayer",
     "MoELayers",
     "MoEModel",
+    "RoutingCache",
     "Site",
     "ban_experts",
     "check_versions",

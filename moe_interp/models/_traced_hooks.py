@@ -73,7 +73,7 @@ def call_layer(layer: "MoELayer", plan: "dict[str, tuple]") -> None:
     """Call the hooks of one layer in the order in which it computes their quantities."""
     shared = {}
     parts = ("shared", "shared_gate") if layer.shared_gate is not None else ("shared",)
-    for step in layer.facts["reading_order"]:
+    for step in calling_order(layer):
         if step in parts and "shared_output" in plan:
             shared[step] = READERS[step](layer)
             if len(shared) == len(parts):
@@ -90,6 +90,16 @@ def call_layer(layer: "MoELayer", plan: "dict[str, tuple]") -> None:
                 layer.router_logits = new
             elif new is not None:
                 layer.output = new
+
+
+def calling_order(layer: "MoELayer") -> "list[str]":
+    """The order in which a layer computes its quantities, the choice of experts in the router.
+
+    It can be read later, where the experts take it, but changed only there.
+    """
+    order = [step for step in layer.facts["reading_order"] if step != "expert_index"]
+    order.insert(order.index("router_probs") + 1, "expert_index")
+    return order
 
 
 def join_shared(layer: "MoELayer", shared: "dict[str, Tensor]") -> "Tensor":
