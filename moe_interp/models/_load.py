@@ -1,19 +1,26 @@
 """load_model: from a name, a folder or a loaded model to a checked MoEModel."""
 
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
 import torch
+import transformers
 from nnsight.modeling.transformers import TransformersModel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto import modeling_auto
 
 from moe_interp.errors import UnsupportedArchitectureError
 from moe_interp.models._model import MoEModel
@@ -23,6 +30,15 @@ from moe_interp.models._sites import find_sites
 from moe_interp.models._versions import check_versions
 
 _ORGANISM = "organism:"
+# How transformers names the classes with a language-model head; own code may differ.
+_LANGUAGE_MODELS = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
+# The tables of model types, and the class that builds what they name. A composite model whose
+# text part is a language model of its own is loaded as that.
+_LOADERS = (
+    (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, AutoModelForCausalLM),
+    (modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, AutoModelForImageTextToText),
+    (modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, AutoModelForSeq2SeqLM),
+)
 
 
 def load_model(
@@ -70,7 +86,7 @@ def load_model(
     name = str(source)
     place = _organism_folder(name) if name.startswith(_ORGANISM) else name
     remote = {"revision": revision, "trust_remote_code": trust_remote_code}
-    _check_structure(_config(name, place, remote), trust_remote_code)
+    loader = _loader(_config(name, place, remote), trust_remote_code)
     if dtype is None and name.startswith(_ORGANISM):
         dtype = torch.float32
     options = {
@@ -81,7 +97,7 @@ def load_model(
     }
     tokenizer = tokenizer or _tokenizer(name, place, remote)
     given = {key: value for key, value in options.items() if value is not None}
-    model = AutoModelForCausalLM.from_pretrained(place, **remote, **given).eval()
+    model = loader.from_pretrained(place, **remote, **given).eval()
     if device != "auto":
         model = model.to(_device(device))
     return _wrap(model, tokenizer, name, check, _card(place))
@@ -99,17 +115,30 @@ def _wrap(
             "A loaded model needs its tokenizer: load_model(model, tokenizer=tokenizer)."
         )
     sites = find_sites(model)
-    if not model.can_generate():
+    if not (model.can_generate() and type(model).__name__.endswith(_LANGUAGE_MODELS)):
         raise UnsupportedArchitectureError(
             f"{type(model).__name__!r} is no causal language model. Load the class with the "
             "language-model head."
         )
-    wrapped = TransformersModel(model, tokenizer=tokenizer, task="text-generation")
+    with _quiet_about_the_task():
+        wrapped = TransformersModel(model, tokenizer=tokenizer, task="text-generation")
     loaded = MoEModel(wrapped, sites, source=source, card=card)
     if check:
         layers = (*loaded.encoder_moe.values(), *loaded.moe.values())
         loaded.remember_exact_sums(check_access(wrapped, sites, layers))
     return loaded
+
+
+@contextmanager
+def _quiet_about_the_task() -> Iterator[None]:
+    """Multimodal models are run on text here, which their entry in transformers does not name."""
+    logger = logging.getLogger("transformers.pipelines.base")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _organism_folder(name: str) -> str:
@@ -124,7 +153,7 @@ def _organism_folder(name: str) -> str:
     return str(folder)
 
 
-def _config(name: str, place: str, remote: dict[str, object]) -> object:
+def _config(name: str, place: str, remote: dict[str, object]) -> PretrainedConfig:
     if Path(place).is_dir() and not (Path(place) / "config.json").is_file():
         raise FileNotFoundError(
             f"The folder {name!r} holds no config.json. Give a Hugging Face checkpoint's folder."
@@ -153,17 +182,30 @@ def _tokenizer(name: str, place: str, remote: dict[str, object]) -> PreTrainedTo
         ) from error
 
 
-def _check_structure(config: object, trust_remote_code: bool) -> None:
-    """Refuse a model on its bare structure, before any weight is read or downloaded."""
-    own_code = trust_remote_code and hasattr(config, "auto_map")
-    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not own_code:
+def _loader(config: PretrainedConfig, trust_remote_code: bool) -> type:
+    """The class that loads a checkpoint, once its bare structure was not refused.
+
+    Nothing of the weights is read or downloaded before that.
+    """
+    if trust_remote_code and hasattr(config, "auto_map"):
+        loader = AutoModelForCausalLM
+    else:
+        loader = next((one for types, one in _LOADERS if config.model_type in types), None)
+        named = getattr(transformers, (config.architectures or [""])[0], None)
+        if loader is None and getattr(named, "__name__", "").endswith(_LANGUAGE_MODELS):
+            loader = named
+    if loader is None:
         raise UnsupportedArchitectureError(
             f"A model of type {config.model_type!r} is no causal language model. "
             f"Tested families: {', '.join(SUPPORTED)}."
         )
     with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        if loader in [one for _, one in _LOADERS]:
+            skeleton = loader.from_config(config, trust_remote_code=trust_remote_code)
+        else:
+            skeleton = loader(config)
     find_sites(skeleton)
+    return loader
 
 
 def _device(device: str | torch.device | None) -> str | torch.device:

@@ -82,9 +82,9 @@ ROUTERS: dict[str, Callable[[nn.Module], Facts]] = {
         "sparsemixer_jitter": float(router.router_jitter_noise),
     },
     "SwitchTransformersTop1Router": lambda router: {
-        "choice": "torch_argmax_0",
+        "choice": "router_probs_0",
         "choice_gives": "argmax",
-        "choice_weight": "router_probs_1",
+        "choice_index": "torch_argmax_0",
         "top_k": 1,
     },
     "UnlimitedOcrTextTopkRouter": _deepseek_v2,
@@ -120,7 +120,7 @@ BLOCKS: dict[str, Callable[[nn.Module], Facts]] = {
         "dispatch": "sorted",
         "experts": "output_linear",
         "sum": "block:layer_output_0",
-        "bias_before": "block:layer_output_1",
+        "adds_bias": True,
     },
     "LagunaSparseMoeBlock": _scaled_by("routed_scaling_factor"),
     "Llama4TextMoe": lambda block: {

@@ -39,6 +39,7 @@ class Site:
         leaves_as: Whether that is the module's "output" or "input".
         shared: The shared expert, if there is one.
         shared_gate: The linear map whose sigmoid multiplies the shared expert's output.
+        reads_block_source: Whether operations of the block's source are read.
         shared_inside: Whether the block's output contains the shared expert's.
         projection: The module applied to the experts' sum, if there is one.
         final_norm: The norm applied to the sum of everything, if there is one.
@@ -49,10 +50,11 @@ class Site:
         further_logits: Entries after those of the experts that the router's logits have.
         logits_in_inference: The one that does where no gradient is wanted, if it is another.
         choice: Operation that makes the choice.
-        choice_gives: What it returns: "values" and index, "index", "argmax", or "sparsemixer".
+        choice_gives: What it holds: "values" and index, an "index", the scores of an "argmax", or
+            "sparsemixer".
         choice_scores: Operation that holds the scores chosen by; "" if they are its argument.
         choice_values: Operation that the chosen weights are taken from; "" if it is the same.
-        choice_weight: Operation that holds the weight where the choice gives an "argmax".
+        choice_index: Operation that holds the index where the choice is an "argmax".
         follows_logits: Whether the choice depends on the logits.
         score_function: "softmax", "sigmoid" or "sqrtsoftplus".
         experts_arguments: The names under which the experts take hidden states, index, weights.
@@ -62,7 +64,7 @@ class Site:
         skips: Whether the last expert is none: tokens that choose it skip the experts.
         columns_apart: Slots that a call of the experts needs, at least.
         sum: Operation of the block that holds the experts' sum; "" if the experts return it.
-        bias_before: Operation of the block that holds the output before a bias, if there is one.
+        adds_bias: Whether the block adds a bias, which is what it makes of nothing.
         sum_scale: Factor of the block on the experts' sum.
         shared_scale: Factor of the block on the shared expert's output.
         adds_slots_up: Whether the slots' products add up to the experts' output bit for bit.
@@ -81,6 +83,7 @@ class Site:
     leaves_as: str
     shared: str | None
     shared_gate: str | None
+    reads_block_source: bool
     shared_inside: bool
     projection: str | None
     final_norm: str | None
@@ -94,7 +97,7 @@ class Site:
     choice_gives: str
     choice_scores: str
     choice_values: str
-    choice_weight: str
+    choice_index: str
     follows_logits: bool
     score_function: str
     experts_arguments: tuple[str, ...]
@@ -104,7 +107,7 @@ class Site:
     skips: bool
     columns_apart: int
     sum: str
-    bias_before: str
+    adds_bias: bool
     sum_scale: float
     shared_scale: float
     adds_slots_up: bool
@@ -247,6 +250,9 @@ def _describe(modules: dict[str, nn.Module], path: str, stack: str, recorded: se
         # Found out by the self-check, for transformers does not promise it.
         "adds_slots_up": False,
     }
+    facts["reads_block_source"] = any(
+        facts[name].startswith("block:") for name in ("choice", "sum")
+    )
     facts["reading_order"] = _reading_order(called, facts)
     return Site(**facts)
 
@@ -269,7 +275,7 @@ def _router_facts(
         "choice_gives": "values",
         "choice_scores": "",
         "choice_values": "",
-        "choice_weight": "",
+        "choice_index": "",
         "follows_logits": True,
         "score_function": _score_function(router, operations),
         "unselectable_score": float("-inf"),
@@ -306,7 +312,7 @@ def _block_facts(
         "final_norm": None,
         "dispatch": "indexed",
         "sum": "",
-        "bias_before": "",
+        "adds_bias": False,
         "sum_scale": 1.0,
         "shared_scale": 1.0,
         "refused": {},
@@ -341,7 +347,7 @@ def _shared_expert(modules: dict[str, nn.Module], path: str) -> tuple[str | None
     return None, None
 
 
-def _integer(modules: tuple[nn.Module, ...], names: tuple[str, ...]) -> int | None:
+def _integer(modules: tuple[object, ...], names: tuple[str, ...]) -> int | None:
     """The first attribute that is an integer: config names differ, modules agree."""
     for module in modules:
         for name in names:
@@ -370,8 +376,8 @@ def _reading_order(called: tuple[str, ...], facts: dict[str, object]) -> tuple[s
     routing = ["expert_index", "routing_weights"]
     at_router = ["router_input", "router_logits", "router_probs"]
     at_experts = ["slots"]
-    if facts["skips"]:
-        # Its choice is masked before the experts see it, so it is read where it is made.
+    if facts["skips"] or facts["choice_gives"] == "argmax":
+        # The experts are not told all of the choice, so it is read where it is made.
         at_router, routing = [*at_router, "expert_index"], ["routing_weights"]
     first = []
     if facts["entry"] == facts["block"]:

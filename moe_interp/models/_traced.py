@@ -39,6 +39,7 @@ from moe_interp.models._traced_parts import (
     checked_index,
     operation,
     own_rows,
+    prepare,
 )
 
 
@@ -167,6 +168,7 @@ QUANTITIES = (
 
 def refuse(layer: "LayerParts", names: "Sequence[str]") -> None:
     """Raise an error for the first name that is unknown or that this layer does not offer."""
+    prepare(layer)
     for name in names:
         if name not in QUANTITIES:
             raise ValueError(f"`{name}` is no quantity of a MoE layer. Known: {QUANTITIES}.")

@@ -9,7 +9,13 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from moe_interp.models._traced_parts import LayerParts, checked_index, operation, own_rows
+from moe_interp.models._traced_parts import (
+    LayerParts,
+    checked_index,
+    operation,
+    own_rows,
+    prepare,
+)
 from moe_interp.models._traced_rules import choose_next_best
 
 
@@ -43,9 +49,12 @@ def choose(layer: "LayerParts", rule: "Callable") -> 'Int[Tensor, "batch pos top
     itself chose by, so a token whose choice stands keeps its bits. One call per layer and forward:
     the scores are gone once the choice is made. Returns the corrected index.
     """
+    prepare(layer)
     facts = layer.facts
     if facts["choice_gives"] == "sparsemixer":
         return choose_after_sparsemixer(layer, rule)
+    if facts["choice_gives"] == "argmax":
+        return choose_highest(layer, rule)
     scores, source = None, None
     if facts["choice_scores"]:
         scores = own_rows(operation(layer, facts["choice_scores"]).output)[0]
@@ -56,16 +65,6 @@ def choose(layer: "LayerParts", rule: "Callable") -> 'Int[Tensor, "batch pos top
         scores = own_rows(chosen.inputs[0][0])[0]
     source = scores if source is None else source
     served = chosen.output
-    if facts["choice_gives"] == "argmax":
-        index, put = own_rows(served.unsqueeze(-1))
-        new = rule(scores, index)
-        if new is not index:
-            chosen.output = put(new).squeeze(-1)
-            # Its weight is the highest score, whatever the choice: make it the chosen one's.
-            weight = operation(layer, facts["choice_weight"])
-            own, put = own_rows(weight.output)
-            weight.output = put(torch.where(new != index, source.gather(-1, new), own))
-        return new
     if facts["choice_gives"] == "index":
         index, put = own_rows(served)
         new = rule(scores, index)
@@ -79,6 +78,22 @@ def choose(layer: "LayerParts", rule: "Callable") -> 'Int[Tensor, "batch pos top
         return index
     values = torch.where(new != index, source.gather(-1, new).to(values.dtype), values)
     chosen.output = torch.return_types.topk((put_values(values), put_index(new)))
+    return new
+
+
+def choose_highest(layer: "LayerParts", rule: "Callable") -> 'Int[Tensor, "batch pos top_k"]':
+    """`choose` for routers that take the highest score for choice and weight alike.
+
+    Another choice is made by leaving it the only score of its token.
+    """
+    place = operation(layer, layer.facts["choice"])
+    scores, put = own_rows(place.output)
+    index = scores.argmax(-1, keepdim=True)
+    new = rule(scores, index)
+    if new is not index:
+        score = scores.gather(-1, new).clamp(min=torch.finfo(scores.dtype).tiny)
+        alone = torch.zeros_like(scores).scatter(-1, new, score)
+        place.output = put(torch.where(new != index, alone, scores))
     return new
 
 

@@ -14,11 +14,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from moe_interp.models._traced_parts import LayerParts, operation, own_rows, runs_alone
+from moe_interp.models._traced_parts import LayerParts, operation, own_rows, prepare, runs_alone
 
 
 def dispatched(layer: "LayerParts") -> "tuple[Tensor, Tensor, Callable]":
     """Expert index and routing weights of the own rows, and ``write(index, weights)``."""
+    prepare(layer)
     return DISPATCH[layer.facts["dispatch"]](layer)
 
 
@@ -122,9 +123,14 @@ DISPATCH = {
 
 def read_expert_index(layer: "LayerParts") -> "Tensor":
     """The experts chosen, in the model's own order."""
+    prepare(layer)
+    choice = layer.facts["choice"]
     if layer.facts["skips"]:
         # The skip class is masked to expert 0 before the experts see it.
-        return own_rows(operation(layer, layer.facts["choice"]).output[1])[0]
+        return own_rows(operation(layer, choice).output[1])[0]
+    if layer.facts["choice_gives"] == "argmax":
+        # The row of a token over capacity does not tell what was chosen.
+        return own_rows(operation(layer, layer.facts["choice_index"]).output.unsqueeze(-1))[0]
     return dispatched(layer)[0]
 
 

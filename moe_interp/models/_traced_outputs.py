@@ -34,7 +34,8 @@ def run_slots(layer: "LayerParts") -> "tuple[Tensor, Tensor]":
         return slots, slots
     _, weights, _ = dispatched(layer)
     if kind == "sorted":
-        copies = layer.experts.output[places(layer.router.output[0])]
+        place = places(layer.router.output[0])
+        copies = layer.experts.output[place]
         outputs = own_rows(copies.unflatten(0, (-1, layer.top_k)).flatten(1))[0]
         outputs = outputs.unflatten(-1, (layer.top_k, -1))
     else:
@@ -222,10 +223,9 @@ def output_from(
     if layer.projection is not None:
         total = layer.projection(total)
     total = total * facts["sum_scale"]
-    if shared is not None:
+    if shared is not None and facts["shared_inside"]:
         total = total + shared.to(total.dtype)
-    if facts["bias_before"]:
-        # The bias itself is a parameter; what it added is to be had from the block.
-        before = own_rows(operation(layer, facts["bias_before"]).output)[0]
-        total = total + (read_output(layer) - before)
+    if facts["adds_bias"]:
+        # The bias itself is a parameter; it is what the block makes of nothing.
+        total = total + layer.block(torch.zeros_like(total[:1, :1]))
     return total if layer.final_norm is None else layer.final_norm(total)

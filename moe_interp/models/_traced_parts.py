@@ -85,6 +85,12 @@ class LayerParts:
         return chosen
 
 
+def prepare(layer: "LayerParts") -> None:
+    """Open the block's source, if anything is read there, while the block has not begun."""
+    if layer.facts["reads_block_source"]:
+        layer.block.source  # noqa: B018
+
+
 def operation(layer: "LayerParts", path: "str") -> "object":
     """An operation in the source of the layer's router, or of its block if the path says so.
 

@@ -104,8 +104,8 @@ def test_a_dense_model_is_refused_before_its_weights_are_read(tmp_path):
 
 
 def test_what_is_no_causal_language_model_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "t5"}')
-    with pytest.raises(UnsupportedArchitectureError, match="type 't5' is no causal language mod"):
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(UnsupportedArchitectureError, match="type 'vit' is no causal language mod"):
         load_model(tmp_path)
 
 

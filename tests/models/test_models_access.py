@@ -281,7 +281,10 @@ def test_the_shared_expert_is_a_property(family):
 def test_a_layer_without_shared_expert_says_so():
     model = wrap("mixtral")
     with (
-        pytest.raises(ValueError, match=r"Layer 1 does not offer `shared_output`: it has no shared expert; see"),
+        pytest.raises(
+            ValueError,
+            match=r"Layer 1 does not offer `shared_output`: it has no shared expert; see",
+        ),
         model.trace(encode()),
     ):
         model.moe[1].shared_output.save()
