@@ -82,6 +82,15 @@ WITHOUT_SHARED = (
     "switch_transformers",
     "zaya",
 )
+# Families with a step in float32 whatever the dtype of their weights, and how far that reaches.
+FLOAT32_INSIDE = {
+    "beam": 1e-7,  # Experts.
+    "hy_v3": 1e-7,  # The sum with the shared expert.
+    "nemotron_h": 1e-7,  # Experts.
+    "nemotron_h-wide": 1e-7,
+}
+# Their router casts the tokens to float32, but not its own weights.
+NOT_IN_FLOAT64 = ("inkling2", "inkling2_text")
 FAMILIES = tuple(name for name in zoo.FAMILIES if name not in REFUSED)
 
 
@@ -104,10 +113,15 @@ def prompts(name: str, texts=None, side: str = "left") -> dict[str, torch.Tensor
     """A padded batch of two prompts of different length, as a family takes it."""
     batch = encode(side=side) if texts is None else encode(texts, side=side)
     if name == "switch_transformers":
-        starts = torch.tensor([[0, 45, 46, 47], [0, 48, 49, 50]])
-        return {**batch, "decoder_input_ids": starts[-len(batch["input_ids"]) :]}
+        start = torch.tensor([[0, 45, 46, 47]])
+        return {**batch, "decoder_input_ids": start.expand(len(batch["input_ids"]), -1)}
     positions = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     return {**batch, "position_ids": positions}
+
+
+def invoked_together(name: str) -> dict[str, torch.Tensor]:
+    """The batch that two invokes of one prompt each make: encoder-decoders are padded right."""
+    return prompts(name, side="right" if name == "switch_transformers" else "left")
 
 
 @functools.lru_cache(maxsize=4)
