@@ -18,6 +18,8 @@ from moe_interp.errors import UnsupportedArchitectureError
 
 # Where transformers keeps the modules that it puts in the place of a model's own.
 _REPLACEMENTS = ("transformers.integrations.", "transformers.quantizers.")
+# And the lists of experts that it makes for methods that quantise linear layers only.
+_LISTS = "transformers.quantizers."
 _UNCOMPILED = (
     "Load the model without compiling it; experts alone may be compiled beforehand, by "
     "`experts.forward = torch.compile(experts.forward)`."
@@ -105,12 +107,19 @@ def _hidden_experts(experts: nn.Module) -> str | None:
             "the experts implementation 'grouped_mm' has no float64. Load the model with "
             '`experts_implementation="eager"` or `"batched_mm"`, or in float32.'
         )
+    kind = type(experts)
+    if kind.__module__.startswith(_LISTS):
+        return (
+            f"{kind.__name__} of {kind.__module__} stands in the place of the model's own experts "
+            "and gives what they write in another layout. Load the weights unquantised or "
+            "dequantised, or quantised by a method that keeps the experts one module."
+        )
     if _is_compiled_module(experts):
         return f"its experts were compiled as a module. {_UNCOMPILED}"
     replacement = _replacement(experts)
     if replacement is not None and "_hf_hook" in experts.__dict__:
         return (
-            f"the forward of {type(experts).__name__} was replaced by {_name(replacement)} below "
+            f"the forward of {kind.__name__} was replaced by {_name(replacement)} below "
             "a hook of accelerate, which a trace passes by. Load the model with "
             "`use_kernels=False`, or on one device."
         )

@@ -7,10 +7,12 @@ import nnsight
 import pytest
 import tiny_models
 import torch
+import zoo
 from safetensors.torch import save_file
 from tiny_models import FAMILIES, build, build_tokenizer, encode
 from transformers import AutoModelForCausalLM, Mxfp4Config
 from transformers.integrations.moe import ExpertsInterface, batched_mm_experts_forward
+from transformers.quantizers.base import SequentialLlama4TextExperts
 
 from moe_interp.errors import RoutingMismatchError, UnsupportedArchitectureError
 from moe_interp.models import load_model
@@ -317,6 +319,16 @@ def test_only_the_blocks_left_in_mxfp4_are_refused(monkeypatch):
     assert "model.layers.1.mlp: Mxfp4GptOssMLP" in refusal(model)
 
 
+def test_experts_put_into_a_list_are_refused():
+    # As bitsandbytes and compressed-tensors have it made of Llama 4's experts.
+    model = zoo.build("llama4_text")
+    block = model.model.layers[1].feed_forward
+    block.experts = SequentialLlama4TextExperts(model.config)
+    text = refusal(model)
+    assert "model.layers.1.feed_forward: SequentialLlama4TextExperts of transformers" in text
+    assert "Load the weights unquantised or dequantised" in text
+
+
 @pytest.mark.parametrize(
     ("part", "kind"), [("mlp", "GptOssMLP"), ("mlp.router", "GptOssTopKRouter")]
 )
@@ -364,6 +376,17 @@ def test_parts_spread_over_processes_are_refused(part):
 def test_experts_split_over_processes_are_refused():
     model = build("mixtral")
     model.model.layers[0].mlp.experts._is_expert_parallel = True
+    assert "MixtralExperts is spread over processes" in refusal(model)
+
+
+class DTensor(torch.nn.Parameter):
+    """By its name and place a weight that torch has split over processes."""
+
+
+def test_weights_split_over_processes_are_refused():
+    model = build("mixtral")
+    experts = model.model.layers[0].mlp.experts
+    experts.down_proj = DTensor(experts.down_proj.detach())
     assert "MixtralExperts is spread over processes" in refusal(model)
 
 
@@ -421,6 +444,13 @@ def test_a_kernel_elsewhere_is_nobodys_business():
     own = type(norm).forward
     kernel_doubles.put_kernel(norm, lambda self, hidden: own(self, hidden))
     check_reading(model, ALLOWED[torch.float32])
+
+
+def test_float64_passes_where_experts_have_a_way_of_their_own():
+    experts = torch.nn.Linear(2, 2, dtype=torch.float64)
+    experts.config = build("mixtral").config
+    assert experts.config._experts_implementation == "grouped_mm"
+    refuse_kernels(torch.nn.ModuleDict({"experts": experts}))
 
 
 def test_a_dense_model_passes():
