@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
-from nnsight.intervention.interleaver import OutOfOrderError
+from nnsight.intervention.interleaver import Mediator, OutOfOrderError
 from torch import Tensor
 
 from moe_interp.errors import UnsupportedQuantityError
@@ -242,7 +242,7 @@ class MoELayer(LayerParts):
         try:
             return read(self, (name,), False)[name]
         except OutOfOrderError as error:
-            raise self.too_late(f"`{name}` was asked for") from error
+            return self.explain(error, f"`{name}` was asked for")
 
     def write_one(self, name: "str", write: "Callable", *values: "object") -> None:
         """One edit; in words what to do if the model has run past its place."""
@@ -250,17 +250,22 @@ class MoELayer(LayerParts):
         try:
             write(self, *values)
         except OutOfOrderError as error:
-            raise self.too_late(f"`{name}` was edited") from error
+            self.explain(error, f"`{name}` was edited")
 
-    def too_late(self, what: "str") -> "OutOfOrderError":
-        """The error for a quantity that is asked for after the model has computed it."""
-        order = ", ".join(name for name in self.offered if name not in ("router_probs",))
-        return OutOfOrderError(
+    def explain(self, error: "OutOfOrderError", what: "str") -> None:
+        """Raise an error that says what to do where the model has run past what is asked for.
+
+        A loop that outruns its generation ends by the same error; nnsight knows it by itself.
+        """
+        if Mediator.current("a MoE layer").iteration != 0:
+            raise error
+        order = ", ".join(name for name in self.offered if name != "router_probs")
+        raise OutOfOrderError(
             f"Layer {self.layer}: {what} after something that the model computes later was. Ask "
             "for layers in order of depth, and in a layer for its quantities in the order "
             f"{order}; a ban comes before `expert_index`. `layer.read(*names)` reads several at "
             "once in any order."
-        )
+        ) from error
 
     @property
     def input(self) -> 'Float[Tensor, "batch pos d_model"]':
@@ -288,7 +293,11 @@ class MoELayer(LayerParts):
 
     @property
     def expert_index(self) -> 'Int[Tensor, "batch pos top_k"]':
-        """The experts chosen, in the model's own order; assign, and the model weighs them."""
+        """The experts chosen, in the model's own order; assign, and the model weighs them.
+
+        It is read where the experts take it, after the choice is made: to make one choice of
+        another, use `choose`.
+        """
         return self.read_one("expert_index")
 
     @expert_index.setter
@@ -388,7 +397,7 @@ class MoELayer(LayerParts):
         try:
             return read(self, names)
         except OutOfOrderError as error:
-            raise self.too_late(f"{names} were asked for") from error
+            return self.explain(error, f"{names} were asked for")
 
     def ban(
         self, experts: "Sequence[int]", tokens: 'Bool[Tensor, "batch pos"] | None' = None

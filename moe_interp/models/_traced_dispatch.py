@@ -14,7 +14,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from moe_interp.models._traced_parts import LayerParts, operation, own_rows, prepare, runs_alone
+from moe_interp.models._traced_parts import (
+    LayerParts,
+    operation,
+    own_rows,
+    prepare,
+    runs_alone,
+    waiting_slots,
+)
 
 
 def dispatched(layer: "LayerParts") -> "tuple[Tensor, Tensor, Callable]":
@@ -41,11 +48,26 @@ def dispatch_indexed(layer: "LayerParts") -> "tuple[Tensor, Tensor, Callable]":
             1: values[1] if new_index is index else put_index(new_index),
             2: put_weights(new_weights),
         }
+        renew_slots(layer, new_index is index, new_weights)
         given = tuple(new.get(i, value) for i, value in enumerate(args))
         named = {**kwargs, **{names[i]: new[i] for i in new if i >= len(args)}}
         layer.experts.inputs = (given, named)
 
     return index, weights, write
+
+
+def renew_slots(layer: "LayerParts", same_experts: "bool", weights: "Tensor") -> None:
+    """Bring slots that were read before an edit of the dispatch up to date with it."""
+    slots = waiting_slots(layer)
+    if slots is None:
+        return
+    if not same_experts:
+        slots["stale"] = True
+        return
+    weighted = slots["expert_outputs"] * weights[..., None]
+    slots["routing_weights"] = weights
+    slots["expert_contributions"] = weighted.to(slots["expert_outputs"].dtype)
+    slots["weighted"] = slots["through"] = weighted
 
 
 def dispatch_input_scaled(layer: "LayerParts") -> "tuple[Tensor, Tensor, Callable]":
@@ -136,6 +158,10 @@ def read_expert_index(layer: "LayerParts") -> "Tensor":
 
 def read_routing_weights(layer: "LayerParts") -> "Tensor":
     """What multiplies each expert; under autograd the tensor the model goes on with."""
+    waiting = waiting_slots(layer)
+    if waiting is not None:
+        # The slots that take the place of the experts' output were weighted by these.
+        return waiting["routing_weights"]
     index, weights, write = dispatched(layer)
     if weights.requires_grad:
         write(index, weights)

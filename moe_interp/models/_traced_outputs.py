@@ -23,24 +23,37 @@ from moe_interp.models._traced_parts import (
 )
 
 
-def run_slots(layer: "LayerParts") -> "tuple[Tensor, Tensor]":
-    """Per slot the unweighted output and its product with the weight, before any rounding."""
+def run_slots(layer: "LayerParts") -> "dict[str, Tensor]":
+    """Per slot the unweighted output, the weight, and their product before and after rounding.
+
+    ``through`` is what stands for the product where gradients go.
+    """
     kind = layer.facts["dispatch"]
+    index, weights, _ = dispatched(layer)
     if kind == "input_scaled":
         # The weight has already multiplied the expert's input: there is no unweighted output.
-        index, _, _ = dispatched(layer)
         own = written_by_all(layer)
-        slots = own.gather(2, index[..., None].expand(*index.shape, own.shape[-1]))
-        return slots, slots
-    _, weights, _ = dispatched(layer)
-    if kind == "sorted":
-        place = places(layer.router.output[0])
-        copies = layer.experts.output[place]
-        outputs = own_rows(copies.unflatten(0, (-1, layer.top_k)).flatten(1))[0]
-        outputs = outputs.unflatten(-1, (layer.top_k, -1))
+        outputs = own.gather(2, index[..., None].expand(*index.shape, own.shape[-1]))
+        weighted = outputs
     else:
-        outputs = run_experts_apart(layer)
-    return outputs, outputs * weights[..., None]
+        outputs = sorted_outputs(layer) if kind == "sorted" else run_experts_apart(layer)
+        weighted = outputs * weights[..., None]
+    return {
+        "expert_outputs": outputs,
+        "expert_contributions": weighted.to(outputs.dtype),
+        "routing_weights": weights,
+        "weighted": weighted,
+        "through": weighted,
+        "stale": False,
+    }
+
+
+def sorted_outputs(layer: "LayerParts") -> 'Float[Tensor, "batch pos top_k d_model"]':
+    """What the experts wrote for token copies that were sorted by expert, put back in order."""
+    place = places(layer.router.output[0])
+    copies = layer.experts.output[place]
+    own = own_rows(copies.unflatten(0, (-1, layer.top_k)).flatten(1))[0]
+    return own.unflatten(-1, (layer.top_k, -1))
 
 
 def written_by_all(layer: "LayerParts") -> 'Float[Tensor, "batch pos expert d_model"]':
@@ -89,23 +102,17 @@ def sum_place(layer: "LayerParts") -> "tuple[object, Tensor]":
 def read_slots(
     layer: "LayerParts", wants_contributions: "bool", may_skip: "bool"
 ) -> "dict[str, Tensor]":
-    """Outputs and contributions of each slot; a copy, unless something speaks for more.
+    """Outputs and contributions of each slot, kept until the model has added them up.
 
     Where a gradient is wanted they become what the model goes on with, without a change of its
     value. With `may_skip` so they do where they make the experts' own call needless.
     """
     slots = waiting_slots(layer)
     if slots is None:
-        outputs, weighted = run_slots(layer)
-        slots = {
-            "expert_outputs": outputs,
-            "expert_contributions": weighted.to(outputs.dtype),
-            "weighted": weighted,
-            "through": weighted,
-        }
+        slots = run_slots(layer)
         if may_skip and can_skip(layer):
             layer.experts.skip(total_of(slots, wants_contributions).flatten(0, 1))
-        elif weighted.requires_grad:
+        else:
             work_beside(layer, slots, lambda found: put_on_path(layer, found))
     if wants_contributions:
         slots["through"] = slots["expert_contributions"]
@@ -126,6 +133,8 @@ def total_of(
 def put_on_path(layer: "LayerParts", slots: "dict[str, Tensor]") -> None:
     """Let gradients reach the slots, which add up to the experts' output, in its stead."""
     place, served = sum_place(layer)
+    if slots["stale"] or not slots["weighted"].requires_grad:
+        return
     own, put = own_rows(served)
     through = slots["through"].sum(2).to(own.dtype)
     place.output = put(own.detach() + (through - through.detach()))
@@ -149,28 +158,20 @@ def write_routed_output(layer: "LayerParts", new: 'Float[Tensor, "batch pos d_mo
 
 def write_slots(layer: "LayerParts", name: "str", new: "Tensor") -> None:
     """Replace what each chosen expert writes; tokens for which nothing changes keep their bits."""
-    slots = waiting_slots(layer)
-    if slots is None:
-        outputs, weighted = run_slots(layer)
-    else:
-        outputs, weighted = slots["expert_outputs"], slots["weighted"]
+    slots = waiting_slots(layer) or run_slots(layer)
+    old = slots[name]
+    new = checked(layer, name, new, old)
+    changed, _ = (new != old).flatten(2).max(-1)
     if name == "expert_outputs":
-        new = checked(layer, name, new, outputs)
-        changed, _ = (new != outputs).flatten(2).max(-1)
-        _, weights, _ = dispatched(layer)
-        total = (new * weights[..., None]).sum(2)
+        total = (new * slots["routing_weights"][..., None]).sum(2)
     else:
-        old = weighted.to(outputs.dtype)
-        new = checked(layer, name, new, old)
-        changed, _ = (new != old).flatten(2).max(-1)
         total = new.sum(2)
-    total = total.to(outputs.dtype)
     place, served = sum_place(layer)
     own, put = own_rows(served)
-    kept = own
+    total, kept = total.to(own.dtype), own
     if total.requires_grad:
-        kept = own.detach() + (total - total.detach()).to(own.dtype)
-    place.output = put(torch.where(changed[..., None], total.to(own.dtype), kept))
+        kept = own.detach() + (total - total.detach())
+    place.output = put(torch.where(changed[..., None], total, kept))
 
 
 def output_place(layer: "LayerParts") -> "tuple[Tensor, Callable]":

@@ -130,7 +130,7 @@ def waiting_slots(layer: "LayerParts") -> "dict | None":
     for other in mediator.interleaver.mediators:
         same = getattr(other, "block", None) == layer.facts["block"]
         if same and other.batch_group == mediator.batch_group and other.alive:
-            return other.slots
+            return None if other.slots["stale"] else other.slots
     return None
 
 
