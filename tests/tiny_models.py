@@ -143,6 +143,11 @@ def wrapped(model_type: str, implementation: str = "grouped_mm", **changes):
 
 def save(model_type: str, folder, **changes) -> str:
     """Write a Hugging Face checkpoint with its tokenizer, and return the folder."""
-    build(model_type, **changes).save_pretrained(folder)
+    if model_type in FAMILIES:
+        build(model_type, **changes).save_pretrained(folder)
+    else:
+        import zoo
+
+        zoo.build(model_type).save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
     return str(folder)
