@@ -185,23 +185,24 @@ def weigh_by_hooks(layer: "MoELayer", plan: "dict[str, tuple]") -> None:
 def write_by_hooks(layer: "MoELayer", plan: "dict[str, tuple]") -> None:
     """Call the functions on the experts' outputs, then those on the contributions.
 
-    The contributions are made of the outputs as changed.
+    The contributions are made of the outputs as changed. Tokens for which no slot changes keep
+    their bits, whatever the order in which the model adds up.
     """
     names = [name for name in SLOTS if name in plan]
-    both = len(names) == len(SLOTS)
-    found = read(layer, ["routing_weights", *names] if both else names, False)
-    outputs = contributions = None
-    if "expert_outputs" in plan:
-        outputs = call(layer, plan, "expert_outputs", found["expert_outputs"])
-    if "expert_contributions" in plan:
-        value = found["expert_contributions"]
-        if outputs is not None:
-            value = (outputs * found["routing_weights"][..., None]).to(value.dtype)
-        contributions = call(layer, plan, "expert_contributions", value)
-    if contributions is not None:
-        layer.expert_contributions = contributions
-    elif outputs is not None:
-        layer.expert_outputs = outputs
+    found = read(layer, ["routing_weights", *names], False)
+    weights = found["routing_weights"][..., None]
+    changed, slots = torch.zeros_like(weights[..., 0, 0], dtype=torch.bool), None
+    for name in names:
+        value = found[name]
+        if slots is not None:
+            value = slots.to(value.dtype)
+        new = call(layer, plan, name, value.clone())
+        if new is not None:
+            changed = changed | (new != value).flatten(2).any(-1)
+            slots = new * weights if name == "expert_outputs" else new
+    if slots is not None:
+        total = layer.routed_output
+        layer.routed_output = torch.where(changed[..., None], slots.sum(2).to(total.dtype), total)
 
 
 def spread(
