@@ -3,8 +3,9 @@
 from moe_interp.models._hooks import HookInfo, RoutingCache
 from moe_interp.models._load import load_model
 from moe_interp.models._model import Architecture, MoELayers, MoEModel
-from moe_interp.models._registry import SUPPORTED
+from moe_interp.models._registry import SUPPORTED, register_block, register_router
 from moe_interp.models._sites import Site, find_sites
+from moe_interp.models._support import FamilySupport, SupportTable, supported_families
 from moe_interp.models._traced import MoELayer, read, read_layers, scale_weights, set_routing
 from moe_interp.models._traced_choice import ban_experts, choose
 from moe_interp.models._versions import check_versions
@@ -12,12 +13,14 @@ from moe_interp.models._versions import check_versions
 __all__ = [
     "SUPPORTED",
     "Architecture",
+    "FamilySupport",
     "HookInfo",
     "MoELayer",
     "MoELayers",
     "MoEModel",
     "RoutingCache",
     "Site",
+    "SupportTable",
     "ban_experts",
     "check_versions",
     "choose",
@@ -25,6 +28,9 @@ __all__ = [
     "load_model",
     "read",
     "read_layers",
+    "register_block",
+    "register_router",
     "scale_weights",
     "set_routing",
+    "supported_families",
 ]

@@ -24,9 +24,9 @@ from transformers.models.auto import modeling_auto
 
 from moe_interp.errors import UnsupportedArchitectureError
 from moe_interp.models._model import MoEModel
-from moe_interp.models._registry import SUPPORTED
 from moe_interp.models._selfcheck import check_access
 from moe_interp.models._sites import find_sites
+from moe_interp.models._support import known_families
 from moe_interp.models._versions import check_versions
 
 _ORGANISM = "organism:"
@@ -168,7 +168,7 @@ def _config(name: str, place: str, remote: dict[str, object]) -> PretrainedConfi
     except ValueError as error:
         raise UnsupportedArchitectureError(
             f"The configuration of {name!r} is of no type that transformers knows "
-            f"({str(error).splitlines()[0]}). Tested families: {', '.join(SUPPORTED)}."
+            f"({str(error).splitlines()[0]}). Tested families: {known_families()}."
         ) from error
 
 
@@ -197,7 +197,7 @@ def _loader(config: PretrainedConfig, trust_remote_code: bool) -> type:
     if loader is None:
         raise UnsupportedArchitectureError(
             f"A model of type {config.model_type!r} is no causal language model. "
-            f"Tested families: {', '.join(SUPPORTED)}."
+            f"Tested families: {known_families()}."
         )
     with torch.device("meta"):
         if loader in [one for _, one in _LOADERS]:

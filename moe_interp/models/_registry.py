@@ -5,24 +5,50 @@ replace the detected ones; it may look at the module, whose settings decide some
 a row are relative to the block.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import nn
+
+from moe_interp.models._support import supported_families
 
 Facts = dict[str, object]
 
 # Every one of these builds, is read exactly and is edited in the tests.
-SUPPORTED = (
-    "deepseek_v2",
-    "deepseek_v3",
-    "glm4_moe",
-    "gpt_oss",
-    "granitemoe",
-    "mixtral",
-    "olmoe",
-    "phimoe",
-    "qwen2_moe",
-    "qwen3_moe",
+SUPPORTED = supported_families().offered
+# The facts that a row may set: those of `Site` that structure may tell wrongly. "experts" is the
+# name of the experts module, for families whose experts are not known by their signature.
+ROUTER_FACTS = (
+    "n_experts",
+    "top_k",
+    "logits",
+    "further_logits",
+    "logits_in_inference",
+    "choice",
+    "choice_gives",
+    "choice_scores",
+    "choice_values",
+    "choice_index",
+    "follows_logits",
+    "score_function",
+    "unselectable_score",
+    "sparsemixer_jitter",
+    "skips",
+    "columns_apart",
+)
+BLOCK_FACTS = (
+    "experts",
+    "entry",
+    "leaving",
+    "leaves_as",
+    "shared",
+    "projection",
+    "final_norm",
+    "dispatch",
+    "sum",
+    "adds_bias",
+    "sum_scale",
+    "shared_scale",
+    "refused",
 )
 
 
@@ -154,6 +180,9 @@ def _nllb_runs_other_experts(router: nn.Module) -> str | None:
     )
 
 
+# Blocks with routers of their own that are not offered beside the MoE layers that are.
+NOT_OFFERED = {"JetMoeMoA": "attention heads are its experts"}
+
 # Class -> why it is refused, or None if it is not.
 REFUSED: dict[str, Callable[[nn.Module], str | None]] = {
     "NllbMoeTop2Router": _nllb_runs_other_experts,
@@ -166,3 +195,73 @@ REFUSED: dict[str, Callable[[nn.Module], str | None]] = {
         "with positions. The text-only models of type ernie4_5_moe are read"
     ),
 }
+
+
+def register_router(
+    class_name: str, facts: Mapping[str, object] | Callable[[nn.Module], Mapping[str, object]]
+) -> None:
+    """Say of a class of routers what its structure does not tell, until the process ends.
+
+    The row holds for models that are loaded afterwards. `docs/errors/unsupported-architecture.md`
+    shows how to find the facts; the self-check at load says whether they are right.
+
+    Args:
+        class_name: Name of the router's class.
+        facts: Facts that replace the detected ones, or a function of the router that gives them.
+
+    Raises:
+        ValueError: If the class has a row already, or a fact is none of a router.
+
+    Example:
+        >>> register_router("PebbleRouter", {"logits": "affinity_0", "choice": "self_pick_0"})
+    """
+    _register(ROUTERS, "router", ROUTER_FACTS, class_name, facts)
+
+
+def register_block(
+    class_name: str, facts: Mapping[str, object] | Callable[[nn.Module], Mapping[str, object]]
+) -> None:
+    """Say of a class of MoE blocks what its structure does not tell, until the process ends.
+
+    Args:
+        class_name: Name of the class of the block that holds router and experts.
+        facts: Facts that replace the detected ones, or a function of the block that gives them.
+            Paths are relative to the block.
+
+    Raises:
+        ValueError: If the class has a row already, or a fact is none of a block.
+
+    Example:
+        >>> register_block("PebbleMoE", lambda block: {"sum_scale": block.output_scale})
+    """
+    _register(BLOCKS, "block", BLOCK_FACTS, class_name, facts)
+
+
+def _register(
+    rows: dict[str, Callable[[nn.Module], Facts]],
+    part: str,
+    known: tuple[str, ...],
+    class_name: str,
+    facts: Mapping[str, object] | Callable[[nn.Module], Mapping[str, object]],
+) -> None:
+    """Add a row to a table; what a function gives is looked at when a model is loaded."""
+    if class_name in rows:
+        raise ValueError(
+            f"The {part} class {class_name!r} has a row already. Give your class a name of its "
+            "own; to replace a row, delete it from moe_interp.models._registry first."
+        )
+
+    def checked(given: Mapping[str, object]) -> Facts:
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            raise ValueError(
+                f"{unknown[0]!r} is no fact of a {part}, in the row of {class_name!r}. Known: "
+                f"{', '.join(known)}."
+            )
+        return dict(given)
+
+    if callable(facts):
+        rows[class_name] = lambda module: checked(facts(module))
+    else:
+        row = checked(facts)
+        rows[class_name] = lambda module: row

@@ -16,7 +16,8 @@ from torch import nn
 
 from moe_interp.errors import NotMoEError, UnsupportedArchitectureError
 from moe_interp.models._kernels import refuse_kernels
-from moe_interp.models._registry import BLOCKS, REFUSED, ROUTERS, SUPPORTED
+from moe_interp.models._registry import BLOCKS, NOT_OFFERED, REFUSED, ROUTERS
+from moe_interp.models._support import known_families
 
 _LOGITS = re.compile(r"^(router_logits|logits|expert_scores)_\d+$")
 _CHOICE = re.compile(r"(^|_)topk_\d+$")
@@ -145,6 +146,7 @@ def find_sites(model: nn.Module) -> tuple[Site, ...]:
             sites.append(_describe(modules, path, stack, recorded))
     if not sites:
         _refuse_without_experts(model, recorded)
+    _refuse_left_out(model, recorded, sites, stacks)
     layers = [(site.stack, site.layer) for site in sites]
     if len(set(layers)) != len(layers):
         raise _unsupported(model, "several of its MoE blocks lie in the same decoder layer")
@@ -405,6 +407,20 @@ def _refuse_known(model: nn.Module, recorded: set[type]) -> None:
             raise _unsupported(model, f"{name}: {found}")
 
 
+def _refuse_left_out(
+    model: nn.Module, recorded: set[type], sites: list[Site], stacks: dict[str, str]
+) -> None:
+    """No router of these stacks may go unseen: what is read would seem to be all there is."""
+    known = {site.router for site in sites}
+    for path, module in model.named_modules():
+        inside = any(_lies_in(path, root) for root in stacks.values())
+        if not (inside and isinstance(module, tuple(recorded)) and path not in known):
+            continue
+        block = type(model.get_submodule(path.rpartition(".")[0])).__name__
+        if block not in NOT_OFFERED:
+            raise _unsupported(model, f"the router {path!r} of a {block} block is not understood")
+
+
 def _refuse_replaced(model: nn.Module, module: nn.Module) -> None:
     """A kernel put over a module's forward would bypass the operations that are read."""
     replaced = module.__dict__.get("forward")
@@ -424,7 +440,7 @@ def _refuse_without_experts(model: nn.Module, recorded: set[type]) -> None:
         raise _unsupported(model, f"the experts behind {hints[0]!r} are not known")
     raise NotMoEError(
         f"{type(model).__name__!r} is a dense model: none of its layers has routed experts. "
-        f"Give a Mixture-of-Experts model, for instance of type {', '.join(SUPPORTED)}."
+        f"Give a Mixture-of-Experts model. Tested families: {known_families()}."
     )
 
 
@@ -438,6 +454,6 @@ def _hints(model: nn.Module) -> list[str]:
 def _unsupported(model: nn.Module, reason: str) -> UnsupportedArchitectureError:
     return UnsupportedArchitectureError(
         f"{type(model).__name__!r} cannot be read exactly: {reason}. Tested families: "
-        f"{', '.join(SUPPORTED)}; others are read if their structure is the same. "
-        "A new family takes a row in moe_interp/models/_registry.py."
+        f"{known_families()}; others are read if their structure is the same. "
+        "docs/errors/unsupported-architecture.md says how to add one."
     )
