@@ -1,7 +1,7 @@
 """Tiny random models of every model type with routed experts in transformers, no download.
 
 `FAMILIES` has one entry for each model type, and more where its configuration knows several ways
-to route. `UNBUILT` gives the reason for each that is left out; together they are complete, which
+to route. `UNBUILT` gives the reason for what is left out; together they are complete, which
 `tests/conformance/test_zoo.py` checks against transformers' own source.
 """
 
@@ -286,7 +286,15 @@ FAMILIES: dict[str, Family] = {
     "step3p7": _composite("step3p7", **DENSE_SPARSE),
     "unlimited_ocr": _composite("unlimited_ocr", SMALL_SAM, **DENSE_SPARSE),
 }
-UNBUILT: dict[str, str] = {}
+_TALKER = (
+    "belongs to a talker, which makes speech of a thinker's hidden states, not text of a prompt"
+)
+# Class of experts or of a router -> why no entry above has it.
+UNBUILT: dict[str, str] = {
+    "Qwen3OmniMoeTalkerTextExperts": _TALKER,
+    "Qwen3OmniMoeTalkerTextTopKRouter": _TALKER,
+    "Qwen3OmniMoeTextTopKRouter": "is declared by transformers, which makes no module of it",
+}
 
 
 def _configure(
@@ -346,10 +354,10 @@ def _cast(model: transformers.PreTrainedModel, dtype: torch.dtype) -> transforme
         kept |= model._keep_in_fp32_modules_strict
     if dtype == torch.float16:
         kept |= model._keep_in_fp32_modules
-    model = model.to(dtype)
     for path, weight in (*model.named_parameters(), *model.named_buffers()):
-        if any(re.search(rf"(^|\.){part}(\.|$)", path) for part in kept):
-            weight.data = weight.data.float()
+        if weight.is_floating_point():
+            single = any(re.search(rf"(^|\.){part}(\.|$)", path) for part in kept)
+            weight.data = weight.data.to(torch.float32 if single else dtype)
     return model
 
 

@@ -91,6 +91,8 @@ FLOAT32_INSIDE = {
 }
 # Their router casts the tokens to float32, but not its own weights.
 NOT_IN_FLOAT64 = ("inkling2", "inkling2_text")
+# Its compressor's maps are kept in float32, and what enters them is not.
+NOT_IN_FLOAT16 = ("deepseek_v4",)
 FAMILIES = tuple(name for name in zoo.FAMILIES if name not in REFUSED)
 
 

