@@ -134,8 +134,10 @@ def test_the_stated_tolerances_hold_on_every_family(family, implementation, dtyp
     with torch.no_grad(), moe.trace(encode()):
         pairs = nnsight.save([])
         for layer in moe.moe.values():
-            read = layer.read("expert_contributions", "output")
-            pairs.append((layer.output_from(read["expert_contributions"]), read["output"]))
+            names = ["expert_contributions", "output"]
+            read = layer.read(*names, *(["shared_output"] if layer.has_shared else []))
+            rebuilt = layer.output_from(read["expert_contributions"], read.get("shared_output"))
+            pairs.append((rebuilt, read["output"]))
     assert max(distance(*pair) for pair in pairs) <= ALLOWED[dtype]
 
 
