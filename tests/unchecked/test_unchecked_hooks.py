@@ -25,9 +25,21 @@ def model(request, tiny_checkpoint):
     return load_model(tiny_checkpoint(request.param), check=False)
 
 
+class Counted(Loopback):
+    """The way to the worker, which knows how often it was taken."""
+
+    taken = 0
+
+    def request(self, request, tracer):
+        self.taken += 1
+        return super().request(request, tracer)
+
+
 @pytest.fixture
 def far(model, worker):
-    return {"backend": Loopback(model, worker)}
+    backend = Counted(model, worker)
+    yield {"backend": backend}
+    assert backend.taken == 1
 
 
 def test_a_cache_filled_far_away_equals_one_filled_here(model, far):
@@ -84,8 +96,15 @@ def test_an_error_far_away_names_the_hook(model, far):
         model.run_with_hooks(tiny_models.encode(), fwd_hooks=hooks, **far)
 
 
-def test_remote_goes_to_the_trace(model):
+def test_remote_goes_to_the_trace(model, monkeypatch):
     nnsight.register("moe_interp")
+    asked, make = [], type(model.nnsight)._remote_backend
+
+    def remember(self, remote, *options):
+        asked.append(remote)
+        return make(self, remote, *options)
+
+    monkeypatch.setattr(type(model.nnsight), "_remote_backend", remember)
     with torch.no_grad():
         expected, here = model.run_with_cache(tiny_models.encode())
         logits, there = model.run_with_cache(tiny_models.encode(), remote="local")
@@ -95,6 +114,7 @@ def test_remote_goes_to_the_trace(model):
     assert torch.equal(logits, expected)
     assert torch.equal(hooked, expected)
     assert torch.equal(there.stack("hook_out"), here.stack("hook_out"))
+    assert asked == ["local", "local"]
 
 
 @pytest.mark.parametrize("hooks", [["x"], [("hook_out",)], [(3, print)], [("hook_out", 3)]])
