@@ -180,8 +180,11 @@ def _nllb_runs_other_experts(router: nn.Module) -> str | None:
     )
 
 
-# Blocks with routers of their own that are not offered beside the MoE layers that are.
-NOT_OFFERED = {"JetMoeMoA": "attention heads are its experts"}
+# What routes beside the MoE layers and is not offered, and why.
+NOT_OFFERED = {
+    "JetMoeAttention": "attention heads are its experts",
+    "JetMoeMoA": "attention heads are its experts",
+}
 
 # Class -> why it is refused, or None if it is not.
 REFUSED: dict[str, Callable[[nn.Module], str | None]] = {

@@ -5,6 +5,9 @@ Then a reading would be wrong without a sign of it. A few forwards over ten toke
 an error that names the layer and the quantity.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import nnsight
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +22,10 @@ from moe_interp.models._traced_choice import choice_apart, choose
 # Largest error relative to the largest entry; the sum over experts is rounded in the model's dtype.
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 4e-3}
 _OTHERWISE = 1e-5
+_ADVICE = (
+    "This release of transformers seems to compute the layer in another way than was tested; "
+    "report it, or pass `check=False` to look into it."
+)
 
 
 def check_access(
@@ -42,16 +49,22 @@ def check_access(
     batch = _tokens(model._module)
     with torch.no_grad():
         expected = model._module(**_on_device(batch, model)).logits
-        found = _read_all(model, layers, batch)
+        with check.step("reading every quantity"):
+            found = _read_all(model, layers, batch)
         for site, values in zip(sites, found, strict=True):
             check.reading(site, values)
-        logits = _write_back(model, layers, batch)
+        with check.step("writing back what was read"):
+            logits = _write_back(model, layers, batch)
         check.close(
             sites[-1].layer, "the logits after writing back what was read", logits, expected
         )
-        for site, (own, edited) in zip(sites, _negate_logits(model, layers, batch), strict=True):
+        with check.step("editing `router_logits`"):
+            negated = _negate_logits(model, layers, batch)
+        for site, (own, edited) in zip(sites, negated, strict=True):
             check.moved(site, own, edited)
-        for site, (asked, got) in zip(sites, _choose_others(model, layers, batch), strict=True):
+        with check.step("editing the choice"):
+            others = _choose_others(model, layers, batch)
+        for site, (asked, got) in zip(sites, others, strict=True):
             check.arrived(site, asked, got)
     return [
         site.experts
@@ -89,6 +102,7 @@ def _read_all(
     """Read every quantity of every layer, and rebuild the block's output from its parts."""
     names = (
         "router_logits",
+        "router_probs",
         "expert_index",
         "routing_weights",
         "expert_outputs",
@@ -166,11 +180,18 @@ class _Check:
         self.tolerance = tolerance
 
     def fail(self, layer: int, what: str) -> None:
-        raise RoutingMismatchError(
-            f"Layer {layer} of {self.model_class!r}: {what}. This release of transformers seems "
-            "to compute the layer in another way than was tested; report it, or pass "
-            "`check=False` to look into it."
-        )
+        raise RoutingMismatchError(f"Layer {layer} of {self.model_class!r}: {what}. {_ADVICE}")
+
+    @contextmanager
+    def step(self, what: str) -> Iterator[None]:
+        """Word whatever breaks in a step, which in a layer as it was tested nothing does."""
+        try:
+            yield
+        except Exception as error:
+            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            raise RoutingMismatchError(
+                f"{self.model_class!r}: {what} broke ({reason}). {_ADVICE}"
+            ) from error
 
     def close(self, layer: int, quantity: str, found: Tensor, expected: Tensor) -> None:
         """Compare two tensors relative to the largest expected entry."""
@@ -218,6 +239,9 @@ class _Check:
                 weighted,
                 found["routed_output"],
             )
+        if site.dispatch == "input_scaled":
+            scored = found["router_probs"].gather(-1, index)
+            self.close(site.layer, "`routing_weights`", weights, scored)
         contributions = found["expert_contributions"].float().sum(-2)
         self.close(site.layer, "`expert_contributions`", contributions, found["routed_output"])
         self.close(

@@ -417,7 +417,7 @@ def _refuse_left_out(
         if not (inside and isinstance(module, tuple(recorded)) and path not in known):
             continue
         block = type(model.get_submodule(path.rpartition(".")[0])).__name__
-        if block not in NOT_OFFERED:
+        if NOT_OFFERED.keys().isdisjoint((block, type(module).__name__)):
             raise _unsupported(model, f"the router {path!r} of a {block} block is not understood")
 
 

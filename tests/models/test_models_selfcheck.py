@@ -7,11 +7,18 @@ the check.
 import pytest
 import tiny_models
 import torch
+import zoo
 from torch.nn import functional
+from transformers.models.llama4.modeling_llama4 import Llama4Router, Llama4TextMoe
 from transformers.models.mixtral.modeling_mixtral import (
     MixtralExperts,
     MixtralSparseMoeBlock,
     MixtralTopKRouter,
+)
+from transformers.models.phimoe.modeling_phimoe import (
+    PhimoeSparseMoeBlock,
+    PhimoeTopKRouter,
+    sparsemixer,
 )
 
 from moe_interp.errors import RoutingMismatchError
@@ -88,6 +95,28 @@ class RowDependent(MixtralExperts):
         return MixtralExperts.forward(self, hidden_states, top_k_index, top_k_weights)
 
 
+class RecomputingBlock(MixtralSparseMoeBlock):
+    """The block makes a choice of its own and leaves the router's unused."""
+
+    def forward(self, hidden_states):
+        shape = hidden_states.shape
+        hidden_states = hidden_states.reshape(-1, shape[-1])
+        router_logits, _, _ = self.gate(hidden_states)
+        top_k_weights, top_k_index = torch.topk(functional.softmax(router_logits.float(), -1), 2)
+        return self.experts(hidden_states, top_k_index, top_k_weights).reshape(shape)
+
+
+class BlockWithOwnWeights(MixtralSparseMoeBlock):
+    """What the experts are given is not what their outputs count with."""
+
+    def forward(self, hidden_states):
+        shape = hidden_states.shape
+        hidden_states = hidden_states.reshape(-1, shape[-1])
+        _, top_k_weights, top_k_index = self.gate(hidden_states)
+        out = self.experts(hidden_states, top_k_index, top_k_weights)
+        return (out * top_k_weights[:, :1]).reshape(shape)
+
+
 class ScaledBlock(MixtralSparseMoeBlock):
     def forward(self, hidden_states):
         shape = hidden_states.shape
@@ -105,6 +134,8 @@ MUTANTS = [
     (("experts", OwnWeights), r"`routing_weights` times `expert_outputs` are not what .* allowed"),
     (("experts", RenormalisingExperts), r"`routing_weights` times `expert_outputs` are not what"),
     (("experts", RowDependent), r"`expert_outputs` are not what .*\(relative error .*1e-05\)"),
+    (("", BlockWithOwnWeights), r"`expert_contributions` and `shared_output` together are not"),
+    (("", RecomputingBlock), r"an edit of the choice does not reach the experts"),
     (("", ScaledBlock), r"`expert_contributions` and `shared_output` together are not what"),
 ]
 
@@ -125,6 +156,72 @@ def test_a_changed_layer_is_caught_and_named(mutant, message):
     expected = f"Layer 1 of 'MixtralForCausalLM': .*{message}"
     with pytest.raises(RoutingMismatchError, match=expected):
         load_model(mutate(model, *mutant), tokenizer=tokenizer)
+
+
+class TurnedLlama4Router(Llama4Router):
+    """A changed tuple order where the router's own output is read."""
+
+    def forward(self, hidden_states):
+        router_logits = functional.linear(hidden_states, self.weight)
+        router_top_value, router_indices = torch.topk(router_logits, self.top_k, dim=1)
+        router_scores = torch.full_like(router_logits, float("-inf"))
+        router_scores = router_scores.scatter_(1, router_indices, router_top_value).sigmoid()
+        return router_logits, router_scores
+
+
+class TurnedLlama4Block(Llama4TextMoe):
+    def forward(self, hidden_states):
+        hidden_states = hidden_states.reshape(-1, self.hidden_dim)
+        router_logits, router_scores = self.router(hidden_states)
+        routed_in = hidden_states.repeat(router_scores.shape[1], 1)
+        routed_in = routed_in * router_scores.transpose(0, 1).reshape(-1, 1)
+        routed_out = self.experts(routed_in)
+        out = self.shared_expert(hidden_states)
+        out.add_(routed_out.reshape(router_scores.shape[1], -1, routed_out.shape[-1]).sum(dim=0))
+        return out, router_logits
+
+
+def released_as(known, changed):
+    """A class as a release would have it: under the name that is known."""
+    changed.__name__ = known.__name__
+    return changed
+
+
+def test_a_turned_tuple_of_a_router_that_scales_inputs_is_caught():
+    model = zoo.build("llama4_text")
+    block = model.model.layers[1].feed_forward
+    block.__class__ = released_as(Llama4TextMoe, TurnedLlama4Block)
+    block.router.__class__ = released_as(Llama4Router, TurnedLlama4Router)
+    expected = "Layer 1 of 'Llama4ForCausalLM': `routing_weights` are not what the model computes"
+    with pytest.raises(RoutingMismatchError, match=expected):
+        load_model(model, tokenizer=tiny_models.build_tokenizer())
+
+
+class TurnedPhimoeRouter(PhimoeTopKRouter):
+    def forward(self, hidden_states):
+        router_logits = functional.linear(hidden_states, self.weight)
+        weights, index = sparsemixer(
+            router_logits, jitter_eps=self.router_jitter_noise, training=False
+        )
+        return weights, router_logits, index
+
+
+class TurnedPhimoeBlock(PhimoeSparseMoeBlock):
+    def forward(self, hidden_states):
+        shape = hidden_states.shape
+        hidden_states = hidden_states.reshape(-1, shape[-1])
+        weights, _, index = self.router(hidden_states)
+        return self.experts(hidden_states, index, weights).reshape(shape)
+
+
+def test_a_step_that_breaks_is_named():
+    model = tiny_models.build("phimoe")
+    block = model.model.layers[1].mlp
+    block.__class__ = released_as(PhimoeSparseMoeBlock, TurnedPhimoeBlock)
+    block.router.__class__ = released_as(PhimoeTopKRouter, TurnedPhimoeRouter)
+    expected = r"'PhimoeForCausalLM': editing the choice broke \(\w+: .*\)\. This release"
+    with pytest.raises(RoutingMismatchError, match=expected):
+        load_model(model, tokenizer=tiny_models.build_tokenizer())
 
 
 def test_the_check_can_be_left_out():

@@ -21,9 +21,11 @@ def skeleton(model_type, **changes):
 
 
 def test_the_supported_families_are_those_tested():
-    assert set(tiny_models.FAMILIES) <= set(SUPPORTED) < {
-        family.model_type for family in zoo.FAMILIES.values()
-    }
+    assert (
+        set(tiny_models.FAMILIES)
+        <= set(SUPPORTED)
+        < {family.model_type for family in zoo.FAMILIES.values()}
+    )
     assert list(SUPPORTED) == sorted(SUPPORTED)
 
 
@@ -127,4 +129,25 @@ def test_unknown_experts_are_no_dense_model():
     model = skeleton("llama")
     model.model.layers[0].mlp = SecretMoE()
     with pytest.raises(UnsupportedArchitectureError, match="the experts behind 'SecretMoE'"):
+        find_sites(model)
+
+
+class ChangedBlock(nn.Module):
+    """A block whose router is known, but not how it calls its experts."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.router, self.specialists = block.gate, nn.ModuleList([nn.Linear(32, 32)])
+
+    def forward(self, hidden_states):
+        return self.specialists[0](hidden_states) + self.router(hidden_states)[0].sum()
+
+
+def test_a_router_that_no_layer_accounts_for_is_refused():
+    model = skeleton("mixtral")
+    model.model.layers[1].mlp = ChangedBlock(model.model.layers[1].mlp)
+    expected = (
+        r"the router 'model\.layers\.1\.mlp\.router' of a ChangedBlock block is not understood"
+    )
+    with pytest.raises(UnsupportedArchitectureError, match=expected):
         find_sites(model)
