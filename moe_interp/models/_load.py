@@ -79,10 +79,17 @@ def load_model(
         UnsupportedVersionError: If nnsight or transformers is of a release that was not tested.
         FileNotFoundError: If there is no such model, or no tokenizer beside it.
         ValueError: If a loaded model comes without a tokenizer.
+        TypeError: If `source` is something else.
     """
     check_versions()
     if isinstance(source, PreTrainedModel):
         return _wrap(source, tokenizer, str(source.name_or_path or type(source).__name__), check)
+    if not isinstance(source, str | Path):
+        raise TypeError(
+            f"`source` must be a name, a folder or a Hugging Face model, got "
+            f"{type(source).__name__!r}. A compiled or wrapped model hides what its layers "
+            "compute: give the model itself."
+        )
     name = str(source)
     place = _organism_folder(name) if name.startswith(_ORGANISM) else name
     remote = {"revision": revision, "trust_remote_code": trust_remote_code}

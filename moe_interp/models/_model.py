@@ -14,7 +14,7 @@ from moe_interp.models._hooks import (
     run_with_cache,
     run_with_hooks,
 )
-from moe_interp.models._sites import Site
+from moe_interp.models._sites import Site, experts_implementation
 from moe_interp.models._traced import ModelInTrace, MoELayer
 
 
@@ -120,7 +120,7 @@ class MoEModel:
         self.nnsight = nnsight
         self.sites = sites
         self.card = card
-        self._exact_sums: dict[str, str | None] = {}
+        self._exact_sums: dict[str, str] = {}
         self.architecture = describe(nnsight._module, sites, source)
         stacks = {"decoder": [], "encoder": []}
         for site in sites:
@@ -205,16 +205,15 @@ class MoEModel:
     def _up_to_date(self) -> TransformersModel:
         """The wrapped model, once the layers know how its experts run now."""
         for layer in (*self.encoder_moe.values(), *self.moe.values()):
-            experts = layer.facts["experts"]
-            layer.facts["adds_slots_up"] = experts in self._exact_sums and self._exact_sums[
-                experts
-            ] == self._runs(experts)
+            path = layer.facts["experts"]
+            runs = self._runs(path)
+            layer.facts["runs"] = runs
+            layer.facts["adds_slots_up"] = self._exact_sums.get(path, "") == runs != ""
         return self.nnsight
 
-    def _runs(self, path: str) -> str | None:
-        """How experts run: transformers' name of the implementation."""
-        experts = self.nnsight._module.get_submodule(path)
-        return getattr(getattr(experts, "config", None), "_experts_implementation", None)
+    def _runs(self, path: str) -> str:
+        """How experts run now; transformers lets users change it after loading."""
+        return experts_implementation(self.nnsight._module.get_submodule(path))
 
     @property
     def hook_dict(self) -> dict[str, HookInfo]:

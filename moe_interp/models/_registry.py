@@ -216,7 +216,7 @@ def register_router(
         ValueError: If the class has a row already, or a fact is none of a router.
 
     Example:
-        >>> register_router("PebbleRouter", {"logits": "affinity_0", "choice": "self_pick_0"})
+        >>> register_router("GravelRouter", {"logits": "affinity_0", "choice": "torch_sort_0"})
     """
     _register(ROUTERS, "router", ROUTER_FACTS, class_name, facts)
 
@@ -235,7 +235,7 @@ def register_block(
         ValueError: If the class has a row already, or a fact is none of a block.
 
     Example:
-        >>> register_block("PebbleMoE", lambda block: {"sum_scale": block.output_scale})
+        >>> register_block("GravelMoE", lambda block: {"sum_scale": block.output_scale})
     """
     _register(BLOCKS, "block", BLOCK_FACTS, class_name, facts)
 

@@ -18,10 +18,13 @@ from moe_interp.errors import RoutingMismatchError
 from moe_interp.models._sites import Site
 from moe_interp.models._traced import MoELayer, read
 from moe_interp.models._traced_choice import choice_apart, choose
+from moe_interp.models._traced_outputs import add_up
 
 # Largest error relative to the largest entry; the sum over experts is rounded in the model's dtype.
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 4e-3}
 _OTHERWISE = 1e-5
+# Implementations whose products do not depend on what else is computed with them.
+_ADDING = ("eager", "batched_mm", "grouped_mm")
 _ADVICE = (
     "This release of transformers seems to compute the layer in another way than was tested; "
     "report it, or pass `check=False` to look into it."
@@ -68,19 +71,21 @@ def check_access(
             check.arrived(site, asked, got)
     return [
         site.experts
-        for site, values in zip(sites, found, strict=True)
-        if site.dispatch == "indexed" and _add_up_exactly(model, site, values)
+        for site, layer, values in zip(sites, layers, found, strict=True)
+        if _adds_up_exactly(layer, values)
     ]
 
 
-def _add_up_exactly(model: TransformersModel, site: Site, found: dict[str, Tensor]) -> bool:
-    """Whether experts that run slot by slot return, bit for bit, what their slots add up to."""
-    experts = model._module.get_submodule(site.experts)
-    runs = getattr(getattr(experts, "config", None), "_experts_implementation", None)
-    if runs not in ("batched_mm", "grouped_mm"):
+def _adds_up_exactly(layer: MoELayer, found: dict[str, Tensor]) -> bool:
+    """Whether the experts return, bit for bit, what their slots add up to."""
+    if layer.facts["runs"] not in _ADDING:
         return False
-    weighted = found["expert_outputs"] * found["routing_weights"][..., None]
-    return torch.equal(weighted.sum(2).to(found["routed_output"].dtype), found["routed_output"])
+    slots = {
+        "index": found["expert_index"],
+        "expert_outputs": found["expert_outputs"],
+        "weighted": found["expert_outputs"] * found["routing_weights"][..., None],
+    }
+    return torch.equal(add_up(layer, slots), found["routed_output"])
 
 
 def _tokens(module: torch.nn.Module) -> dict[str, Int[Tensor, "batch pos"]]:

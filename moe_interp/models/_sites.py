@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from nnsight.intervention.source import Controller, SourceNotAvailable, compiled, decorator_chain
+from nnsight.intervention.source import SourceNotAvailable, compiled, decorator_chain
 from torch import nn
 
 from moe_interp.errors import NotMoEError, UnsupportedArchitectureError
@@ -68,6 +68,7 @@ class Site:
         adds_bias: Whether the block adds a bias, which is what it makes of nothing.
         sum_scale: Factor of the block on the experts' sum.
         shared_scale: Factor of the block on the shared expert's output.
+        runs: How the experts run: transformers' name of the implementation, or "".
         adds_slots_up: Whether the slots' products add up to the experts' output bit for bit.
         refused: Quantities that are not offered, and why.
         router_class: Name of the router's class.
@@ -111,6 +112,7 @@ class Site:
     adds_bias: bool
     sum_scale: float
     shared_scale: float
+    runs: str
     adds_slots_up: bool
     refused: dict[str, str]
     router_class: str
@@ -233,8 +235,6 @@ def _describe(modules: dict[str, nn.Module], path: str, stack: str, recorded: se
         name for name, child in children.items() if _experts_arguments(child)
     )
     experts = children[experts_name]
-    for part in (block, router):
-        _refuse_replaced(model, part)
     called = _operations(block)
     if any(f"self_{name}_0" not in called for name in (router_name, experts_name)):
         raise _unsupported(
@@ -249,6 +249,7 @@ def _describe(modules: dict[str, nn.Module], path: str, stack: str, recorded: se
         "router": f"{path}.{router_name}",
         "experts": f"{path}.{experts_name}",
         "experts_arguments": _experts_arguments(experts) or (),
+        "runs": experts_implementation(experts),
         # Found out by the self-check, for transformers does not promise it.
         "adds_slots_up": False,
     }
@@ -399,6 +400,12 @@ def _reading_order(called: tuple[str, ...], facts: dict[str, object]) -> tuple[s
     return (*first, *inside, "shared_gate", "output")
 
 
+def experts_implementation(experts: nn.Module) -> str:
+    """How experts run: transformers' name of the implementation, or "" if they know only one."""
+    known = hasattr(experts, "has_gate") and hasattr(experts, "_apply_gate")
+    return str(experts.config._experts_implementation or "") if known else ""
+
+
 def _refuse_known(model: nn.Module, recorded: set[type]) -> None:
     present = {type(module).__name__: module for module in model.modules()}
     for name, reason in sorted(REFUSED.items()):
@@ -419,18 +426,6 @@ def _refuse_left_out(
         block = type(model.get_submodule(path.rpartition(".")[0])).__name__
         if NOT_OFFERED.keys().isdisjoint((block, type(module).__name__)):
             raise _unsupported(model, f"the router {path!r} of a {block} block is not understood")
-
-
-def _refuse_replaced(model: nn.Module, module: nn.Module) -> None:
-    """A kernel put over a module's forward would bypass the operations that are read."""
-    replaced = module.__dict__.get("forward")
-    if replaced is None or isinstance(replaced, Controller) or "_hf_hook" in module.__dict__:
-        return
-    raise _unsupported(
-        model,
-        f"the forward of {type(module).__name__} was replaced (a hub kernel?); load the model "
-        "with `use_kernels=False`, or quantised gpt-oss with `Mxfp4Config(dequantize=True)`",
-    )
 
 
 def _refuse_without_experts(model: nn.Module, recorded: set[type]) -> None:

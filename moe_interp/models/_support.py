@@ -131,12 +131,12 @@ class SupportTable(Mapping[str, FamilySupport]):
             ValueError: If there is none of that name.
         """
         wanted = name.strip().lower()
-        for type_ in (wanted, wanted.replace("-", "_")):
-            if type_ in self._families:
-                return self._families[type_]
-            for family in self._families.values():
-                if type_ == family.text_type:
-                    return family
+        for family in self._families.values():
+            if wanted.replace("-", "_") == family.model_type.replace("-", "_"):
+                return family
+        for family in self._families.values():
+            if wanted.replace("-", "_") == family.text_type:
+                return family
         close = get_close_matches(wanted, self._families, n=3, cutoff=0.6)
         hint = f"Did you mean {', '.join(map(repr, close))}? " if close else ""
         raise ValueError(

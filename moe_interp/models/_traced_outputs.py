@@ -42,6 +42,7 @@ def run_slots(layer: "LayerParts") -> "dict[str, Tensor]":
         "expert_outputs": outputs,
         "expert_contributions": weighted.to(outputs.dtype),
         "routing_weights": weights,
+        "index": index,
         "weighted": weighted,
         "through": weighted,
         "stale": False,
@@ -76,21 +77,46 @@ def run_experts_apart(layer: "LayerParts") -> 'Float[Tensor, "batch pos top_k d_
     names = facts["experts_arguments"]
     values = [args[i] if i < len(args) else kwargs[name] for i, name in enumerate(names)]
     hidden, index, weights = [own_rows(value)[0] for value in values]
-    rows = hidden.flatten(0, 1).repeat_interleave(index.shape[-1], 0)
-    ids, each = index.reshape(-1, 1), torch.ones_like(weights).reshape(-1, 1)
+    shape = (*index.shape[:2], index.shape[-1])
+    # Pairs stand in the order in which the experts themselves take them up, so that every product
+    # of matrices is the same, bit for bit: a loop over experts goes slot by slot.
+    by_slot = facts["runs"] == "eager"
+    rows = hidden.flatten(0, 1)
+    rows = rows.repeat(shape[-1], 1) if by_slot else rows.repeat_interleave(shape[-1], 0)
+    ids, given = index.flatten(0, 1), weights.flatten(0, 1)
+    ids, given = (ids.T, given.T) if by_slot else (ids, given)
+    ids, given = ids.reshape(-1, 1), given.reshape(-1, 1)
+    each = torch.ones_like(given)
     if facts["skips"]:
-        each = each.masked_fill((ids == 0) & (weights.reshape(-1, 1) == 0), 0.0)
+        each = each.masked_fill((ids == 0) & (given == 0), 0.0)
     if facts["columns_apart"] > 1:
         ids = ids.repeat(1, facts["columns_apart"])
         each = torch.cat([each, torch.zeros_like(each)], -1)
-    if values[0].dim() == 3:
-        return layer.experts(rows[None], ids, each)[0].unflatten(0, index.shape)
-    return layer.experts(rows, ids, each).unflatten(0, index.shape)
+    out = layer.experts(rows[None], ids, each)[0] if values[0].dim() == 3 else None
+    out = layer.experts(rows, ids, each) if out is None else out
+    if by_slot:
+        return out.unflatten(0, (shape[-1], -1)).transpose(0, 1).unflatten(0, shape[:2])
+    return out.unflatten(0, shape)
 
 
 def can_skip(layer: "LayerParts") -> "bool":
     """Whether adding the slots up gives the experts' output bit for bit, for the whole batch."""
     return layer.facts["adds_slots_up"] and runs_alone()
+
+
+def add_up(layer: "LayerParts", slots: "dict[str, Tensor]") -> 'Float[Tensor, "batch pos d_model"]':
+    """The sum of the slots, rounded as the experts themselves round it."""
+    dtype = slots["expert_outputs"].dtype
+    if layer.facts["runs"] != "eager":
+        return slots["weighted"].sum(2).to(dtype)
+    # A loop adds one expert after the other, in the order of their ids.
+    order = slots["index"].argsort(-1)[..., None]
+    weighted = slots["weighted"].to(dtype)
+    sorted_slots = weighted.gather(2, order.expand_as(weighted)).unbind(2)
+    total = torch.zeros_like(sorted_slots[0])
+    for slot in sorted_slots:
+        total = total + slot
+    return total
 
 
 def sum_place(layer: "LayerParts") -> "tuple[object, Tensor]":
@@ -111,7 +137,7 @@ def read_slots(
     if slots is None:
         slots = run_slots(layer)
         if may_skip and can_skip(layer):
-            layer.experts.skip(total_of(slots, wants_contributions).flatten(0, 1))
+            layer.experts.skip(total_of(layer, slots, wants_contributions).flatten(0, 1))
         else:
             work_beside(layer, slots, lambda found: put_on_path(layer, found))
     if wants_contributions:
@@ -120,10 +146,10 @@ def read_slots(
 
 
 def total_of(
-    slots: "dict[str, Tensor]", wants_contributions: "bool"
+    layer: "LayerParts", slots: "dict[str, Tensor]", wants_contributions: "bool"
 ) -> 'Float[Tensor, "batch pos d_model"]':
     """The experts' output from their slots, through which gradients reach what is read."""
-    value = slots["weighted"].sum(2).to(slots["expert_outputs"].dtype)
+    value = add_up(layer, slots)
     if not (value.requires_grad and wants_contributions):
         return value
     through = slots["expert_contributions"].sum(2).to(value.dtype)

@@ -97,7 +97,7 @@ def hidden_choice(model):
 
 def replaced_forward(model):
     model.model.layers[1].mlp.forward = lambda hidden_states: hidden_states
-    return "the forward of MixtralSparseMoeBlock was replaced"
+    return "model.layers.1.mlp: the forward of MixtralSparseMoeBlock was replaced"
 
 
 class ClosedBlock(nn.Module):

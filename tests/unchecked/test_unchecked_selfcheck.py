@@ -48,3 +48,10 @@ def test_an_index_that_is_no_integer_is_caught(mutants):
     expected = r"Layer 1 .*`expert_index` holds torch\.float32, integers are needed"
     with pytest.raises(RoutingMismatchError, match=expected):
         load_model(model, tokenizer=tiny_models.build_tokenizer())
+
+
+def test_what_is_no_model_is_refused():
+    wrapped = torch.nn.Sequential(tiny_models.build("mixtral"))
+    expected = "`source` must be a name, a folder or a Hugging Face model, got 'Sequential'"
+    with pytest.raises(TypeError, match=expected):
+        load_model(wrapped, tokenizer=tiny_models.build_tokenizer())
