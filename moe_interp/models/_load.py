@@ -24,6 +24,7 @@ from transformers.models.auto import modeling_auto
 
 from moe_interp.errors import UnsupportedArchitectureError
 from moe_interp.models._model import MoEModel
+from moe_interp.models._registry import SEVERAL_MODELS
 from moe_interp.models._selfcheck import check_access
 from moe_interp.models._sites import find_sites
 from moe_interp.models._support import known_families
@@ -121,6 +122,7 @@ def _wrap(
         raise ValueError(
             "A loaded model needs its tokenizer: load_model(model, tokenizer=tokenizer)."
         )
+    _refuse_several(model.config.model_type)
     sites = find_sites(model)
     if not (model.can_generate() and type(model).__name__.endswith(_LANGUAGE_MODELS)):
         raise UnsupportedArchitectureError(
@@ -194,6 +196,7 @@ def _loader(config: PretrainedConfig, trust_remote_code: bool) -> type:
 
     Nothing of the weights is read or downloaded before that.
     """
+    _refuse_several(config.model_type)
     if trust_remote_code and hasattr(config, "auto_map"):
         loader = AutoModelForCausalLM
     else:
@@ -213,6 +216,14 @@ def _loader(config: PretrainedConfig, trust_remote_code: bool) -> type:
             skeleton = loader(config)
     find_sites(skeleton)
     return loader
+
+
+def _refuse_several(model_type: str) -> None:
+    if model_type in SEVERAL_MODELS:
+        raise UnsupportedArchitectureError(
+            f"A model of type {model_type!r} is several language models: "
+            f"{SEVERAL_MODELS[model_type]}."
+        )
 
 
 def _device(device: str | torch.device | None) -> str | torch.device:

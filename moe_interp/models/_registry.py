@@ -180,6 +180,12 @@ def _nllb_runs_other_experts(router: nn.Module) -> str | None:
     )
 
 
+# Model types that hold several language models, and what to load instead.
+SEVERAL_MODELS = {
+    "qwen3_omni_moe": "it holds a thinker and a talker. Load the thinker by itself, "
+    "`Qwen3OmniMoeThinkerForConditionalGeneration.from_pretrained(...)`, and pass it on",
+}
+
 # What routes beside the MoE layers and is not offered, and why.
 NOT_OFFERED = {
     "JetMoeAttention": "attention heads are its experts",

@@ -198,7 +198,8 @@ def read(
     found = {}
     for name in layer.facts["reading_order"]:
         if name == "slots" and wanted.intersection(SLOTS):
-            found.update(read_slots(layer, "expert_contributions" in wanted, may_skip))
+            slots = read_slots(layer, "expert_contributions" in wanted, may_skip)
+            found.update({slot: slots[slot] for slot in SLOTS})
         elif name in wanted:
             found[name] = READERS[name](layer)
     if "shared_output" in wanted:
@@ -263,8 +264,8 @@ class MoELayer(LayerParts):
         raise OutOfOrderError(
             f"Layer {self.layer}: {what} after something that the model computes later was. Ask "
             "for layers in order of depth, and in a layer for its quantities in the order "
-            f"{order}; a ban comes before `expert_index`. `layer.read(*names)` reads several at "
-            "once in any order."
+            f"{order}; the choice is edited once, by one ban, before `expert_index` is read. "
+            "`layer.read(*names)` reads several at once in any order."
         ) from error
 
     @property
@@ -359,7 +360,7 @@ class MoELayer(LayerParts):
 
     def output_from(
         self,
-        contributions: 'Float[Tensor, "batch pos top_k d_model"]',
+        contributions: 'Float[Tensor, "batch pos top_k d_written"]',
         shared: 'Float[Tensor, "batch pos d_model"] | None' = None,
     ) -> 'Float[Tensor, "batch pos d_model"]':
         """What the block would output for these contributions of its experts.

@@ -128,7 +128,7 @@ def sum_place(layer: "LayerParts") -> "tuple[object, Tensor]":
 def read_slots(
     layer: "LayerParts", wants_contributions: "bool", may_skip: "bool"
 ) -> "dict[str, Tensor]":
-    """Outputs and contributions of each slot, kept until the model has added them up.
+    """Outputs and contributions of each slot, kept until added up if they are needed again.
 
     Where a gradient is wanted they become what the model goes on with, without a change of its
     value. With `may_skip` so they do where they make the experts' own call needless.
@@ -138,7 +138,7 @@ def read_slots(
         slots = run_slots(layer)
         if may_skip and can_skip(layer):
             layer.experts.skip(total_of(layer, slots, wants_contributions).flatten(0, 1))
-        else:
+        elif slots["weighted"].requires_grad or layer.facts["dispatch"] != "indexed":
             work_beside(layer, slots, lambda found: put_on_path(layer, found))
     if wants_contributions:
         slots["through"] = slots["expert_contributions"]
@@ -241,7 +241,7 @@ def read_shared_gate(layer: "LayerParts") -> 'Float[Tensor, "batch pos one"]':
 
 def output_from(
     layer: "LayerParts",
-    contributions: 'Float[Tensor, "batch pos top_k d_model"]',
+    contributions: 'Float[Tensor, "batch pos top_k d_written"]',
     shared: 'Float[Tensor, "batch pos d_model"] | None' = None,
 ) -> 'Float[Tensor, "batch pos d_model"]':
     """What the block would output for these contributions of its experts."""

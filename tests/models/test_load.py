@@ -109,6 +109,28 @@ def test_what_is_no_causal_language_model_is_refused(tmp_path):
         load_model(tmp_path)
 
 
+def test_a_model_of_several_language_models_is_refused_with_the_one_to_load(tmp_path):
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "qwen3_omni_moe", "architectures": '
+        '["Qwen3OmniMoeForConditionalGeneration"]}'
+    )
+    expected = "'qwen3_omni_moe' is several language models: .* Load the thinker by itself"
+    with pytest.raises(UnsupportedArchitectureError, match=expected):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl_moe", "switch_transformers", "mistral4", "gemma4"])
+def test_a_folder_is_loaded_by_the_class_it_needs(family, tiny_checkpoint):
+    model = load_model(tiny_checkpoint(family))
+    batch = tiny_models.encode()
+    if model.config.is_encoder_decoder:
+        batch = {**batch, "decoder_input_ids": batch["input_ids"]}
+    with torch.no_grad(), model.trace(batch):
+        index = model.moe[1].expert_index.save()
+    assert index.shape[:2] == batch["input_ids"].shape
+    assert type(model.nnsight._module).__name__.endswith(("ForCausalLM", "ConditionalGeneration"))
+
+
 def test_a_model_without_a_head_is_refused():
     model = tiny_models.build("mixtral").model
     with pytest.raises(UnsupportedArchitectureError, match="'MixtralModel' is no causal language"):
