@@ -12,8 +12,8 @@ from zoo_runs import FAMILIES, QUANTITIES
 
 pytestmark = pytest.mark.conformance
 
-# Experts are called anew, one slot a row, and a matrix of another size may round otherwise; so may a
-# score function on logits that are a part of a wider tensor. All else is bit-equal.
+# Experts are called anew, one slot a row, and a matrix of another size may round otherwise; so may
+# a score function on logits that are a part of a wider tensor. All else is bit-equal.
 COMPUTED_ANEW = ("router_probs", "expert_outputs", "expert_contributions")
 ROUNDING = 1e-6
 
