@@ -17,13 +17,12 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from moe_interp.errors import MoEInterpError, UnsupportedArchitectureError
 from moe_interp.models import MoELayer, load_model
 from moe_interp.models._load import _loader
+from moe_interp.models._registry import SEVERAL_MODELS
 from moe_interp.models._support import OFFERED
-from moe_interp.models._traced import QUANTITIES
+from moe_interp.models._traced_read import QUANTITIES
 
-# Model types that hold a family of the zoo and more, and cannot be built without it.
-BESIDE = {
-    "qwen3_omni_moe": "Its thinker, of type qwen3_omni_moe_thinker, is read when loaded by itself.",
-}
+# Model types that hold a family of the zoo and more.
+BESIDE = tuple(SEVERAL_MODELS)
 SENTENCES = "; or "
 OWN_LOOP = "its own loop"
 READ_ONLY = {
@@ -92,6 +91,8 @@ def measure(name: str) -> dict[str, object]:
     for implementation, model in opened.items():
         if all(site.experts in model._exact_sums for site in model.sites):
             skips.append(implementation or OWN_LOOP)
+        # From here on the experts' own call is compared with what is read, and must run.
+        model.remember_exact_sums(())
     model = opened[implementations[-1]]
     reads, logits = zoo_runs.read_all(model, zoo_runs.prompts(name), zoo_runs.offered(model))
     return {
@@ -105,7 +106,7 @@ def measure(name: str) -> dict[str, object]:
         "write": {q: write_cell(model, name, q, reads, logits) for q in QUANTITIES},
         "implementations": [one or OWN_LOOP for one in opened],
         "skips_call": skips,
-        "errors": errors(name, implementations),
+        "errors": errors(name, opened),
         "notes": notes(model),
     }
 
@@ -119,7 +120,7 @@ def measure_beside(model_type: str) -> dict[str, object]:
             "model_type": model_type,
             "model_class": "none: refused by its type",
             "offered": False,
-            "reason": f"{why(error)} {BESIDE[model_type]}",
+            "reason": why(error),
         }
     raise AssertionError(f"{model_type!r} is offered: build it in the zoo.")
 
@@ -275,25 +276,26 @@ def write_cell(model, name: str, quantity: str, reads, logits) -> str:
     return OFFERED
 
 
-def errors(name: str, implementations) -> dict[str, float | str]:
+def errors(name: str, opened) -> dict[str, float | str]:
     """The largest error of the contributions' sum, by number format."""
-    found = {
-        "float32": max(sum_error(name, one, torch.float32) for one in implementations),
-        "bfloat16": sum_error(name, implementations[-1], torch.bfloat16),
-    }
+    first, *_, last = [*opened, *opened]
+    half = zoo_runs.wrapped(name, last, torch.bfloat16)
     try:
         # Some families give NaN for a padded row in float64, in transformers too.
-        exact = sum_error(name, implementations[0], torch.float64, TEXTS[:1])
+        exact = sum_error(zoo_runs.wrapped(name, first, torch.float64), name, TEXTS[:1])
     except RuntimeError as error:
         if isinstance(error, MoEInterpError) or "dtype" not in str(error):
             raise
         exact = "does not run in float64 in transformers"
-    return {"float64": exact, **found}
+    return {
+        "float64": exact,
+        "float32": max(sum_error(model, name) for model in opened.values()),
+        "bfloat16": sum_error(half, name),
+    }
 
 
-def sum_error(name: str, implementation, dtype, texts=TEXTS) -> float:
+def sum_error(model, name: str, texts=TEXTS) -> float:
     """How far the contributions' sum is from the experts' output, at worst over the layers."""
-    model = zoo_runs.wrapped(name, implementation, dtype)
     names = ("expert_contributions", "routed_output")
     found, _ = zoo_runs.read_all(model, zoo_runs.prompts(name, texts), names)
     pairs = [

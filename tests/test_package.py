@@ -23,6 +23,7 @@ def test_the_wheel_holds_the_organisms_and_stays_small(tmp_path):
         for name in ("model.safetensors", "config.json", "tokenizer.json", "card.json"):
             assert f"{folder}/{name}" in names
     assert "moe_interp/py.typed" in names
+    assert "moe_interp/models/support.json" in names
     assert any(name.startswith("moe_interp/viz/assets/") for name in names)
     assert not any(name.startswith("tests/") for name in names)
     assert wheel.stat().st_size < 7e6
