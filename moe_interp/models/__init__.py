@@ -4,10 +4,12 @@ from moe_interp.models._hooks import HookInfo, RoutingCache
 from moe_interp.models._load import load_model
 from moe_interp.models._model import Architecture, MoELayers, MoEModel
 from moe_interp.models._registry import SUPPORTED, register_block, register_router
-from moe_interp.models._sites import Site, find_sites
+from moe_interp.models._site import Site
+from moe_interp.models._sites import find_sites
 from moe_interp.models._support import FamilySupport, SupportTable, supported_families
-from moe_interp.models._traced import MoELayer, read, read_layers, scale_weights, set_routing
+from moe_interp.models._traced import MoELayer
 from moe_interp.models._traced_choice import ban_experts, choose
+from moe_interp.models._traced_read import read, read_layers, scale_weights, set_routing
 from moe_interp.models._versions import check_versions
 
 __all__ = [

@@ -7,6 +7,7 @@ import torch
 from nnsight.modeling.transformers import TransformersModel
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from moe_interp.models._describe import experts_implementation
 from moe_interp.models._hooks import (
     HookInfo,
     HookTable,
@@ -14,7 +15,7 @@ from moe_interp.models._hooks import (
     run_with_cache,
     run_with_hooks,
 )
-from moe_interp.models._sites import Site, experts_implementation
+from moe_interp.models._site import Site
 from moe_interp.models._traced import ModelInTrace, MoELayer
 
 

@@ -15,10 +15,11 @@ from nnsight.modeling.transformers import TransformersModel
 from torch import Tensor
 
 from moe_interp.errors import RoutingMismatchError
-from moe_interp.models._sites import Site
-from moe_interp.models._traced import MoELayer, read
+from moe_interp.models._site import Site
+from moe_interp.models._traced import MoELayer
 from moe_interp.models._traced_choice import choice_apart, choose
 from moe_interp.models._traced_outputs import add_up
+from moe_interp.models._traced_read import read
 
 # Largest error relative to the largest entry; the sum over experts is rounded in the model's dtype.
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 4e-3}

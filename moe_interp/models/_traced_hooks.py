@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from moe_interp.models._traced import READERS, SLOTS, MoELayer, read
+from moe_interp.models._traced import MoELayer
 from moe_interp.models._traced_parts import checked_index
+from moe_interp.models._traced_read import READERS, SLOTS, read
 
 # What cannot be written, and what to write instead.
 READ_ONLY = {

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from moe_interp.models._traced import MoELayer, read
+from moe_interp.models._traced import MoELayer
+from moe_interp.models._traced_read import read
 
 MAX_RANDOM_LOGITS = 2**22
 # Part of the logits' spread within which experts share a slot, see `shared_top_k`.

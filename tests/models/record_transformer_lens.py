@@ -24,7 +24,6 @@ import tiny_models  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
-from transformer_lens.model_bridge import TransformerBridge  # noqa: E402
 
 FAMILIES = (
     "mixtral",
@@ -45,7 +44,9 @@ LOGITS = ("gate.hook_out", "router.hook_out")
 
 
 def boot(family):
-    """The tiny model in TransformerLens."""
+    """The tiny model in TransformerLens, which is imported here alone: tests do without it."""
+    from transformer_lens.model_bridge import TransformerBridge
+
     model = tiny_models.build(family, dtype=torch.float64)
     model.set_experts_implementation("eager")
     with tempfile.TemporaryDirectory() as folder:
