@@ -17,7 +17,7 @@ from support_kernels import KERNELS, ONCE, SOURCE
 
 from moe_interp.models import SUPPORTED, supported_families
 from moe_interp.models._support import OFFERED, known_families
-from moe_interp.models._traced import QUANTITIES
+from moe_interp.models._traced_read import QUANTITIES
 from moe_interp.models._versions import check_versions
 
 TABLE = supported_families()
