@@ -84,7 +84,6 @@ WITHOUT_SHARED = (
 )
 # Families with a step in float32 whatever the dtype of their weights, and how far that reaches.
 FLOAT32_INSIDE = {
-    "beam": 1e-7,  # Experts.
     "hy_v3": 1e-7,  # The sum with the shared expert.
     "nemotron_h": 1e-7,  # Experts.
     "nemotron_h-wide": 1e-7,

@@ -308,10 +308,11 @@ def test_slots_read_before_their_weights_are_edited_follow_the_edit(graded):
         torch.testing.assert_close(of_outputs, of_routed[:, :, None] * weights[..., None])
 
 
-def test_slots_of_experts_that_were_replaced_are_not_reused():
+@pytest.mark.parametrize("graded", [False, True])
+def test_slots_of_experts_that_were_replaced_are_not_reused(graded):
     model, batch = wrap("mixtral"), encode()
     layer = model.moe[1]
-    with torch.no_grad(), model.trace(batch):
+    with torch.set_grad_enabled(graded), model.trace(batch):
         layer.expert_outputs.save()
         index = (layer.expert_index + 1) % 8
         index = torch.stack([index[..., 0], (index[..., 0] + 3) % 8], -1)
