@@ -1,14 +1,17 @@
-"""INTERVENE: take experts away in a run, and measure what changes."""
+"""INTERVENE: change routing and experts in a run, and measure what changes."""
 
+from moe_interp.interventions._add_vector import AddVector
 from moe_interp.interventions._ban import Ban
+from moe_interp.interventions._checks import as_expert_set, check_experts
+from moe_interp.interventions._edited import edited
 from moe_interp.interventions._effect import Effect, measure_effect
+from moe_interp.interventions._force import Force
 from moe_interp.interventions._intervention import (
     Batch,
     Edit,
     ExpertIntervention,
     Intervention,
-    as_expert_set,
-    check_experts,
+    PlacedIntervention,
 )
 from moe_interp.interventions._many import (
     MODES,
@@ -17,33 +20,61 @@ from moe_interp.interventions._many import (
     measure_many,
     mode_name,
 )
+from moe_interp.interventions._mean import Mean, MeanOutputs, mean_outputs
 from moe_interp.interventions._measure import Metric, checked_values, metric_name, metric_unit
+from moe_interp.interventions._patch_output import PatchBlock, PatchOutput
+from moe_interp.interventions._patching import PatchResult, patch
+from moe_interp.interventions._renormalise import Renormalise
+from moe_interp.interventions._resample import Resample
 from moe_interp.interventions._rows import as_prompt_set, forward_arguments
 from moe_interp.interventions._run import RunResult, run
+from moe_interp.interventions._scale import Scale
+from moe_interp.interventions._source import CapturedRun, outputs_of, routing_of
+from moe_interp.interventions._steer import Steer
+from moe_interp.interventions._transplant import Transplant
 from moe_interp.interventions._zero import Zero
 
 __all__ = [
     "MODES",
+    "AddVector",
     "Ban",
     "Batch",
+    "CapturedRun",
     "Edit",
     "Effect",
     "ExpertIntervention",
+    "Force",
     "Intervention",
+    "Mean",
+    "MeanOutputs",
     "Metric",
     "Mode",
+    "PatchBlock",
+    "PatchOutput",
+    "PatchResult",
+    "PlacedIntervention",
+    "Renormalise",
+    "Resample",
     "RunResult",
+    "Scale",
+    "Steer",
+    "Transplant",
     "Zero",
     "as_expert_set",
     "as_prompt_set",
     "check_experts",
     "checked_values",
+    "edited",
     "forward_arguments",
     "intervention_maker",
+    "mean_outputs",
     "measure_effect",
     "measure_many",
     "metric_name",
     "metric_unit",
     "mode_name",
+    "outputs_of",
+    "patch",
+    "routing_of",
     "run",
 ]

@@ -61,6 +61,6 @@ class Ban(ExpertIntervention):
             The edits.
         """
         return [
-            Edit(layer, "choice", choose_next_best, where, phase=self.expert_phase)
+            Edit(layer, "choice", choose_next_best, where, phase=self.edit_phase)
             for layer, where in self.where(batch)
         ]

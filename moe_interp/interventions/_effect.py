@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import stats
 
-from moe_interp.interventions._intervention import Intervention
+from moe_interp.interventions._frozen import with_frozen_routing
+from moe_interp.interventions._intervention import Intervention, as_recipe
 from moe_interp.interventions._measure import Metric, measure, metric_name, metric_unit
 from moe_interp.interventions._rows import as_prompt_set
-from moe_interp.interventions._run import as_recipe
 from moe_interp.models import MoEModel
 from moe_interp.prompts import PromptSet
 
@@ -118,6 +118,7 @@ def measure_effect(
     *,
     metric: Metric,
     max_new_tokens: int = 24,
+    freeze_downstream_routing: bool = False,
     batch_size: int | str = "auto",
 ) -> Effect:
     """Measure what interventions change, prompt by prompt.
@@ -128,6 +129,8 @@ def measure_effect(
         interventions: What to change, applied in list order.
         metric: What to measure: a metric, or a function of next-token logits (batch, d_vocab).
         max_new_tokens: How much to generate for a metric of texts; else not used.
+        freeze_downstream_routing: As in `run`: whether layers after the first that is changed
+            keep the routing of the untouched model.
         batch_size: Rows in one forward; ``"auto"`` fills batches up to a number of tokens.
 
     Returns:
@@ -147,10 +150,13 @@ def measure_effect(
         True
     """
     prompts, recipe = as_prompt_set(prompts), as_recipe(interventions)
+    applied = recipe
+    if freeze_downstream_routing:
+        applied = with_frozen_routing(model, prompts, recipe, batch_size=batch_size)
     baseline, intervened = measure(
         model,
         prompts,
-        [(), recipe],
+        [(), applied],
         metric,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
@@ -159,7 +165,7 @@ def measure_effect(
         prompts=prompts,
         metric=metric_name(metric),
         unit=metric_unit(metric),
-        interventions=tuple(map(repr, recipe)),
+        interventions=tuple(map(repr, applied)),
         baseline=baseline,
         intervened=intervened,
     )

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,11 +11,12 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from moe_interp.experts import Expert, ExpertSet
+from moe_interp.interventions._checks import as_expert_set, check_experts
 from moe_interp.interventions._tokens import Tokens, frozen_tokens, token_mask
 from moe_interp.models import MoEModel
 
 Phase = Literal["prefill", "decode", "both"]
-Stage = Literal["choice", "weights"]
+Stage = Literal["logits", "choice", "weights", "outputs", "contributions", "output"]
 PHASES: tuple[str, ...] = ("prefill", "decode", "both")
 
 
@@ -32,6 +33,11 @@ class Batch:
     model: MoEModel
     prompt_index: Int[np.ndarray, " batch"]
     spans: Mapping[str, Bool[Tensor, "batch pos"]]
+
+    @property
+    def real_tokens(self) -> Bool[Tensor, "batch pos"]:
+        """Which tokens are no padding."""
+        return self.spans["prompt"]
 
     def rows(self, chosen: Int[np.ndarray, " row"]) -> "Batch":
         """The batch of some of the rows.
@@ -51,31 +57,44 @@ class Batch:
 class Edit:
     """One change to one layer, ready to travel into a trace: a plain function and tensors.
 
-    ``rule`` is called inside the trace, at one of two stages:
+    ``rule`` is called inside the trace, at one of these stages. They run in this order in every
+    layer, whatever the order of interventions; edits of one stage run in list order.
 
-    - ``"choice"``: ``rule(layer, scores, index, where, *values) -> index`` corrects the model's
-      choice of experts, given the scores it chose by; the weights follow from the new choice.
-    - ``"weights"``: ``rule(layer, index, weights, where, *values) -> weights`` corrects what
+    - ``"logits"``: ``rule(layer, logits, where, ...) -> logits`` corrects the router's output; the
+      model's own selection runs on it.
+    - ``"choice"``: ``rule(layer, scores, index, where, ...) -> index`` corrects the model's choice
+      of experts, given the scores it chose by; the weights follow from the new choice.
+    - ``"weights"``: ``rule(layer, index, weights, where, ...) -> weights`` corrects what
       multiplies the outputs of the chosen experts.
+    - ``"outputs"``: ``rule(layer, index, outputs, where, ...) -> outputs`` corrects what the chosen
+      experts put out, before it is weighted.
+    - ``"contributions"``: ``rule(layer, index, contributions, where, ...) -> contributions``
+      corrects the weighted outputs, which then are added up. A pair ``(index, contributions)``
+      with more slots than before may be returned as well.
+    - ``"output"``: ``rule(layer, output, where, ...) -> output`` corrects what leaves the block.
 
-    Both see ``[batch pos ...]`` tensors, and must leave everything untouched where ``where`` is
-    False: that is how rows of one batch come to have different interventions.
+    All see ``[batch pos ...]`` tensors, and must leave everything untouched where ``where`` is
+    False: that is how rows of one batch come to have different interventions. What comes after
+    ``where`` are the edit's `values`, then what it has `shared`.
 
     Attributes:
         layer: Absolute decoder layer.
         stage: When the rule runs.
         rule: A plain function; it may run on another machine, so it imports nothing.
-        where: The experts (and tokens) it applies to; row and token axes may have length 1.
+        where: The experts (and tokens) it applies to; row and token axes may have length 1. A
+            single column speaks of the whole token.
         values: Further tensors for the rule, each with row and token axes like `where`.
         phase: Whether it holds for the prompt, for generated tokens, or for both.
+        shared: Further tensors without such axes, the same for every row.
     """
 
     layer: int
     stage: Stage
-    rule: Callable[..., Tensor]
+    rule: Callable[..., Tensor | tuple[Tensor, Tensor]]
     where: Bool[Tensor, "row token expert"]
     values: tuple[Tensor, ...] = ()
     phase: Phase = "both"
+    shared: tuple[Tensor, ...] = ()
 
 
 class Intervention(ABC):
@@ -107,8 +126,58 @@ class Intervention(ABC):
         """
 
 
+class PlacedIntervention(Intervention):
+    """An intervention at some tokens, in some phase of a run: a base without fields.
+
+    Subclasses are dataclasses with the fields `tokens` and `phase`, and call `freeze_place`.
+
+    Attributes:
+        tokens: Where in the prompts it holds: everywhere (None), in a span, or where a mask is
+            True (one boolean for each real token of each prompt, padding not counted).
+            Spans and masks speak of prompt tokens: with them, generated tokens are left alone.
+        phase: ``"prefill"`` while the prompt is read, ``"decode"`` while text is generated,
+            or ``"both"``.
+    """
+
+    tokens: Tokens | None
+    phase: str
+
+    def freeze_place(self) -> None:
+        """Bring the tokens to a form that cannot change, and check the phase.
+
+        Raises:
+            ValueError: If the phase is unknown, or tokens of the prompt are named for decoding.
+        """
+        object.__setattr__(self, "tokens", frozen_tokens(self.tokens))
+        if self.phase not in PHASES:
+            raise ValueError(f"`phase` must be one of {PHASES}, got {self.phase!r}.")
+        if self.phase == "decode" and self.tokens is not None:
+            raise ValueError(
+                "`tokens` names tokens of the prompt, which are not there in phase 'decode'. "
+                "Leave `tokens` out, or use phase 'prefill'."
+            )
+
+    def at_tokens(self, batch: Batch) -> Bool[Tensor, "row token 1"]:
+        """The chosen tokens as a mask; axes of rows and tokens have length 1 for all of them.
+
+        Args:
+            batch: The rows that will run.
+
+        Returns:
+            The mask.
+        """
+        if self.tokens is None:
+            return torch.ones(1, 1, 1, dtype=torch.bool)
+        return token_mask(self.tokens, batch.spans, batch.prompt_index)[..., None]
+
+    @property
+    def edit_phase(self) -> Phase:
+        """The phase in which edits hold: prompt tokens are there in the prefill only."""
+        return "prefill" if self.tokens is not None else self.phase
+
+
 @dataclass(frozen=True)
-class ExpertIntervention(Intervention):
+class ExpertIntervention(PlacedIntervention):
     """An intervention on a set of experts, at some tokens, in some phase of a run.
 
     Attributes:
@@ -129,14 +198,7 @@ class ExpertIntervention(Intervention):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "experts", as_expert_set(self.experts))
-        object.__setattr__(self, "tokens", frozen_tokens(self.tokens))
-        if self.phase not in PHASES:
-            raise ValueError(f"`phase` must be one of {PHASES}, got {self.phase!r}.")
-        if self.phase == "decode" and self.tokens is not None:
-            raise ValueError(
-                "`tokens` names tokens of the prompt, which are not there in phase 'decode'. "
-                "Leave `tokens` out, or use phase 'prefill'."
-            )
+        self.freeze_place()
 
     def check(self, model: MoEModel) -> None:
         """Refuse a model without these layers and experts.
@@ -158,61 +220,29 @@ class ExpertIntervention(Intervention):
         Yields:
             Each layer, with its mask; axes of rows and tokens have length 1 if all are alike.
         """
-        tokens: Any = None
-        if self.tokens is not None:
-            tokens = token_mask(self.tokens, batch.spans, batch.prompt_index)[..., None]
+        tokens = self.at_tokens(batch)
         for layer, experts in self.experts.by_layer().items():
             mask = torch.zeros(1, 1, batch.model.moe[layer].n_experts, dtype=torch.bool)
             mask[..., list(experts)] = True
-            yield layer, mask if tokens is None else mask & tokens
-
-    @property
-    def expert_phase(self) -> Phase:
-        """The phase in which edits hold: prompt tokens are there in the prefill only."""
-        return "prefill" if self.tokens is not None else self.phase
+            yield layer, mask & tokens
 
 
-def as_expert_set(
-    experts: ExpertSet | Iterable[Expert | tuple[int, int] | str] | str,
-) -> ExpertSet:
-    """Read experts in any of their forms; a text is a list such as ``"L3E8,L3E9"``."""
-    if isinstance(experts, ExpertSet):
-        return experts
-    return ExpertSet.parse(experts) if isinstance(experts, str) else ExpertSet(experts)
+def as_recipe(interventions: Intervention | Sequence[Intervention]) -> tuple[Intervention, ...]:
+    """A list of interventions, whether one or several are given.
 
+    Args:
+        interventions: One intervention, or several in the order in which they apply.
 
-def check_experts(model: MoEModel, experts: ExpertSet) -> None:
-    """Refuse experts that the model does not have, and say which it has.
+    Returns:
+        The interventions.
 
     Raises:
-        ValueError: If a layer does not exist or is dense, or an expert does not exist.
+        TypeError: If something else is among them.
     """
-    facts = model.architecture
-    for layer, chosen in experts.by_layer().items():
-        if layer >= facts.n_layers:
-            raise ValueError(
-                f"There is no layer {layer} in {facts.model_class!r}, whose MoE layers are "
-                f"{_ranges(list(model.moe))}."
-            )
-        if layer not in model.moe:
-            raise ValueError(
-                f"Layer {layer} of {facts.model_class!r} is dense, it has no experts. "
-                f"MoE layers: {_ranges(list(model.moe))}."
-            )
-        wrong = [expert for expert in chosen if expert >= model.moe[layer].n_experts]
-        if wrong:
-            raise ValueError(
-                f"Layer {layer} of {facts.model_class!r} has experts "
-                f"0–{model.moe[layer].n_experts - 1}, got {', '.join(map(str, wrong))}."
-            )
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """Write sorted numbers as runs, for example ``1–3, 5``."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
+    recipe = (interventions,) if isinstance(interventions, Intervention) else tuple(interventions)
+    wrong = [item for item in recipe if not isinstance(item, Intervention)]
+    if wrong:
+        raise TypeError(
+            f"`interventions` must be Intervention values such as Ban('L3E8'), got {wrong[0]!r}."
+        )
+    return recipe

@@ -7,7 +7,8 @@ from jaxtyping import Float
 
 from moe_interp.experts import Expert, ExpertSet
 from moe_interp.interventions._ban import Ban
-from moe_interp.interventions._intervention import Intervention, as_expert_set
+from moe_interp.interventions._checks import as_expert_set
+from moe_interp.interventions._intervention import Intervention
 from moe_interp.interventions._measure import Metric, measure
 from moe_interp.interventions._rows import as_prompt_set
 from moe_interp.interventions._zero import Zero

@@ -50,7 +50,9 @@ def edit_table(
             site = (edit.layer, edit.stage)
             place[site] = place.get(site, -1) + 1
             # Rules of different groups never share rows, so their order does not matter.
-            key = (place[site], edit.layer, edit.stage, edit.rule, len(edit.values))
+            shapes = tuple(tuple(value.shape[2:]) for value in edit.values)
+            shared = tuple(map(id, edit.shared))
+            key = (place[site], edit.layer, edit.stage, edit.rule, shapes, shared)
             slots.setdefault(key, _Slot(edit)).members.append((rows, edit))
     table: EditTable = {}
     for key in sorted(slots, key=lambda key: key[0]):
@@ -61,7 +63,7 @@ def edit_table(
             for n in range(len(slot.edit.values))
         )
         stage = table.setdefault(slot.edit.layer, {}).setdefault(slot.edit.stage, [])
-        stage.append((slot.edit.rule, where, values))
+        stage.append((slot.edit.rule, where, (*values, *slot.edit.shared)))
     return table
 
 
@@ -75,7 +77,8 @@ def _united(edits: Iterable[Edit]) -> list[Edit]:
     for edit in edits:
         site = (edit.layer, edit.stage)
         before = joined[last[site]] if site in last else None
-        if before is not None and before.rule is edit.rule and not (edit.values or before.values):
+        plain = before is not None and not (edit.values or edit.shared or before.values)
+        if plain and before.rule is edit.rule and not before.shared:
             joined[last[site]] = replace(before, where=before.where | edit.where)
         else:
             last[site] = len(joined)

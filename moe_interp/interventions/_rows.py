@@ -76,7 +76,7 @@ def outcomes(
             intervention.check(model)
     limit = None if model.max_positions is None else model.max_positions - max_new_tokens
     tokenized = tokenize(model.tokenizer, prompts, max_length=limit)
-    for rows in _batches(tokenized.lengths + max_new_tokens, len(recipes), batch_size):
+    for rows in planned_batches(tokenized.lengths + max_new_tokens, len(recipes), batch_size):
         recipe, prompt = np.divmod(rows, len(prompts))
         encoded = tokenized.batch(prompt.tolist())
         batch = Batch(model, prompt, encoded.spans)
@@ -99,10 +99,22 @@ def as_prompt_set(prompts: PromptSet | Sequence[str]) -> PromptSet:
     return PromptSet([Prompt(text) for text in prompts], source="texts")
 
 
-def _batches(
+def planned_batches(
     lengths: Int[np.ndarray, " prompt"], n_recipes: int, batch_size: int | str
 ) -> Iterator[Int[np.ndarray, " batch"]]:
-    """Numbers of rows (recipe times prompts, plus prompt), in batches of similar length."""
+    """Put rows into batches of similar length, the longest first.
+
+    Args:
+        lengths: Tokens of each prompt, those to be generated included.
+        n_recipes: How many lists of interventions each prompt has.
+        batch_size: Rows in a batch; ``"auto"`` fills batches up to a number of tokens.
+
+    Yields:
+        Numbers of rows: the recipe times the number of prompts, plus the prompt.
+
+    Raises:
+        ValueError: If `batch_size` is out of range.
+    """
     if isinstance(batch_size, str) and batch_size != "auto":
         raise ValueError(f"`batch_size` must be 'auto' or a number of rows, got {batch_size!r}.")
     if isinstance(batch_size, int) and batch_size < 1:

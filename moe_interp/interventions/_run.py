@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from moe_interp.interventions._intervention import Intervention
+from moe_interp.interventions._frozen import with_frozen_routing
+from moe_interp.interventions._intervention import Intervention, as_recipe
 from moe_interp.interventions._rows import as_prompt_set, outcomes
 from moe_interp.models import MoEModel
 from moe_interp.prompts import PromptSet
@@ -65,6 +66,7 @@ def run(
     interventions: Intervention | Sequence[Intervention] = (),
     *,
     max_new_tokens: int = 0,
+    freeze_downstream_routing: bool = False,
     batch_size: int | str = "auto",
 ) -> RunResult:
     """Run prompts under interventions, and get next-token logits or greedy texts.
@@ -77,6 +79,11 @@ def run(
         prompts: The prompts; the tokenizer's chat template is applied if it has one.
         interventions: What to change, applied in list order.
         max_new_tokens: How many tokens to generate greedily; 0 gives the logits instead.
+        freeze_downstream_routing: Whether prompt tokens are routed, in the layers after the first
+            that is changed, as in the untouched model: by the same experts with the same weights.
+            What is then seen is the direct effect through what experts compute; what is seen
+            without includes that other experts are chosen in consequence. Generated tokens, which
+            the untouched run does not have, are routed freely.
         batch_size: Prompts in one forward; ``"auto"`` fills batches up to a number of tokens.
 
     Returns:
@@ -99,6 +106,8 @@ def run(
     """
     prompts = as_prompt_set(prompts)
     recipe = as_recipe(interventions)
+    if freeze_downstream_routing:
+        recipe = with_frozen_routing(model, prompts, recipe, batch_size=batch_size)
     logits: list[Any] = [None] * len(prompts)
     tokens: list[Any] = [None] * len(prompts)
     for outcome in outcomes(
@@ -115,27 +124,6 @@ def run(
         return RunResult(prompts, None, texts, tuple(tokens), _words(model, first))
     stacked = torch.stack(logits)
     return RunResult(prompts, stacked, None, None, _words(model, stacked.argmax(-1).tolist()))
-
-
-def as_recipe(interventions: Intervention | Sequence[Intervention]) -> tuple[Intervention, ...]:
-    """A list of interventions, whether one or several are given.
-
-    Args:
-        interventions: One intervention, or several in the order in which they apply.
-
-    Returns:
-        The interventions.
-
-    Raises:
-        TypeError: If something else is among them.
-    """
-    recipe = (interventions,) if isinstance(interventions, Intervention) else tuple(interventions)
-    wrong = [item for item in recipe if not isinstance(item, Intervention)]
-    if wrong:
-        raise TypeError(
-            f"`interventions` must be Intervention values such as Ban('L3E8'), got {wrong[0]!r}."
-        )
-    return recipe
 
 
 def decode_texts(model: MoEModel, tokens: Sequence[Sequence[int]]) -> list[str]:

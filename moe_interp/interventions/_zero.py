@@ -37,6 +37,6 @@ class Zero(ExpertIntervention):
             The edits.
         """
         return [
-            Edit(layer, "weights", weigh_nothing, where, phase=self.expert_phase)
+            Edit(layer, "weights", weigh_nothing, where, phase=self.edit_phase)
             for layer, where in self.where(batch)
         ]

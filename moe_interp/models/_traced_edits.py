@@ -1,15 +1,18 @@
-"""Edits of routing inside a trace: rules applied layer by layer, in the order a layer runs.
+"""Edits of a layer inside a trace: rules applied layer by layer, in the order a layer runs.
 
 Plain code, for the reasons given in ``_traced_parts``.
 """
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from moe_interp.models._traced_choice import choose
 from moe_interp.models._traced_dispatch import dispatched
-from moe_interp.models._traced_parts import LayerParts
+from moe_interp.models._traced_outputs import output_place, run_slots, sum_place
+from moe_interp.models._traced_parts import LayerParts, own_rows
+from moe_interp.models._traced_read import own_logits, refuse
 
 
 def apply_edits(layers: "Sequence[LayerParts]", table: "dict[int, dict[str, list]]") -> None:
@@ -19,10 +22,30 @@ def apply_edits(layers: "Sequence[LayerParts]", table: "dict[int, dict[str, list
     """
     for layer in layers:
         stages = table.get(layer.layer, {})
+        for stage in STAGES:
+            if stage in stages:
+                refuse(layer, (STAGES[stage],))
+        if "logits" in stages:
+            correct_logits(layer, stages["logits"])
         if "choice" in stages:
             choose(layer, chain(layer, stages["choice"]))
         if "weights" in stages:
             correct_weights(layer, chain(layer, stages["weights"]))
+        if "outputs" in stages or "contributions" in stages:
+            correct_slots(layer, stages.get("outputs", []), stages.get("contributions", []))
+        if "output" in stages:
+            correct_output(layer, stages["output"])
+
+
+# What a stage needs, in the order in which a layer comes to them.
+STAGES = {
+    "logits": "router_logits",
+    "choice": "expert_index",
+    "weights": "routing_weights",
+    "outputs": "expert_outputs",
+    "contributions": "expert_contributions",
+    "output": "output",
+}
 
 
 def chain(layer: "LayerParts", edits: "Sequence[tuple]") -> "Callable":
@@ -31,14 +54,37 @@ def chain(layer: "LayerParts", edits: "Sequence[tuple]") -> "Callable":
     The last argument of a stage is what its rules correct: the index, or the weights.
     """
 
-    def corrected(context: "Tensor", current: "Tensor") -> "Tensor":
+    def corrected(*seen: "Tensor") -> "Tensor":
+        *context, current = seen
         for rule, where, values in edits:
-            here = where.to(current.device).expand(*current.shape[:2], where.shape[-1])
-            further = [value.to(current.device) for value in values]
-            current = rule(layer, context, current, here, *further)
+            here, further = laid(layer, current, where, values)
+            current = rule(layer, *context, current, here, *further)
         return current
 
     return corrected
+
+
+def laid(
+    layer: "LayerParts", current: "Tensor", where: "Tensor", values: "Sequence[Tensor]"
+) -> "tuple[Tensor, list[Tensor]]":
+    """Bring what an edit holds to the rows, tokens and device of what it corrects."""
+    made_for, here = tuple(where.shape[:2]), tuple(current.shape[:2])
+    if any(own not in (1, size) for own, size in zip(made_for, here, strict=True)):
+        raise ValueError(
+            f"Layer {layer.layer}: an edit made for {made_for[0]} rows of {made_for[1]} tokens "
+            f"meets {here[0]} rows of {here[1]} tokens. Trace the prompts that it was made for, "
+            "in their order and padded as they were."
+        )
+    wide = where.to(current.device).expand(*here, where.shape[-1])
+    return wide, [value.to(current.device) for value in values]
+
+
+def correct_logits(layer: "LayerParts", edits: "Sequence[tuple]") -> None:
+    """Let rules correct the router's logits; the model's own selection runs on the new ones."""
+    place, own, put = own_logits(layer)
+    new = chain(layer, edits)(own)
+    if new is not own:
+        place.output = put(new.to(own.dtype))
 
 
 def correct_weights(layer: "LayerParts", rule: "Callable") -> None:
@@ -47,6 +93,50 @@ def correct_weights(layer: "LayerParts", rule: "Callable") -> None:
     new = rule(index, weights)
     if new is not weights:
         write(index, new.to(weights.dtype))
+
+
+def correct_slots(
+    layer: "LayerParts", of_outputs: "Sequence[tuple]", of_contributions: "Sequence[tuple]"
+) -> None:
+    """Let rules correct what each chosen expert puts out, then what it contributes.
+
+    Tokens for which nothing changes keep their bits, whatever the order in which the model adds
+    up. A rule of contributions may return ``(index, contributions)`` with more slots than before.
+    """
+    slots = run_slots(layer)
+    index, outputs, weights = slots["index"], slots["expert_outputs"], slots["routing_weights"]
+    if layer.facts["skips"]:
+        # The experts see expert 0 with weight 0 in place of the class to skip.
+        index = index.masked_fill((index == 0) & (weights == 0), layer.n_experts - 1)
+    weighted = slots["weighted"]
+    changed = torch.zeros_like(index[..., 0], dtype=torch.bool)
+    if of_outputs:
+        new = chain(layer, of_outputs)(index, outputs)
+        changed = changed | (new != outputs).flatten(2).any(-1)
+        weighted = new * weights[..., None]
+    if of_contributions:
+        old = current = weighted.to(outputs.dtype)
+        for rule, where, values in of_contributions:
+            here, further = laid(layer, current, where, values)
+            new = rule(layer, index, current, here, *further)
+            index, current = new if isinstance(new, tuple) else (index, new)
+        n_slots = old.shape[2]
+        changed = changed | (current[:, :, :n_slots] != old).flatten(2).any(-1)
+        changed = changed | (current[:, :, n_slots:] != 0).flatten(2).any(-1)
+        weighted = current
+    place, served = sum_place(layer)
+    own, put = own_rows(served)
+    if bool(changed.any()):
+        place.output = put(torch.where(changed[..., None], weighted.sum(2).to(own.dtype), own))
+
+
+def correct_output(layer: "LayerParts", edits: "Sequence[tuple]") -> None:
+    """Let rules correct what leaves the block."""
+    served, write = output_place(layer)
+    own, put = own_rows(served)
+    new = chain(layer, edits)(own)
+    if new is not own:
+        write(put(new.to(own.dtype)))
 
 
 def weights_to_differentiate(
