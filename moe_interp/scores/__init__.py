@@ -2,21 +2,31 @@
 
 from moe_interp.scores._ablation import ablation_effect
 from moe_interp.scores._attribution import attribution
+from moe_interp.scores._compare import Comparison, compare
+from moe_interp.scores._direction import direction_attribution, mean_difference
 from moe_interp.scores._greedy import GreedyAblation, GreedyStep, greedy_ablation
+from moe_interp.scores._logit_direction import logit_direction
 from moe_interp.scores._null import MatchedNull, matched_null
 from moe_interp.scores._routing import risk_difference, selection_frequency
 from moe_interp.scores._scores import Scores
 from moe_interp.scores._select import select_experts
+from moe_interp.scores._sensitivity import gradient_sensitivity
 
 __all__ = [
+    "Comparison",
     "GreedyAblation",
     "GreedyStep",
     "MatchedNull",
     "Scores",
     "ablation_effect",
     "attribution",
+    "compare",
+    "direction_attribution",
+    "gradient_sensitivity",
     "greedy_ablation",
+    "logit_direction",
     "matched_null",
+    "mean_difference",
     "risk_difference",
     "select_experts",
     "selection_frequency",

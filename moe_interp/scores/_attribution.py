@@ -9,27 +9,15 @@ References:
     gradient with respect to a mask variable as importance. Nanda (2023), "Attribution Patching".
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
-import nnsight
-import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from moe_interp.capture import plan_batches
-from moe_interp.interventions import (
-    Metric,
-    as_prompt_set,
-    checked_values,
-    forward_arguments,
-    metric_name,
-    metric_unit,
-)
-from moe_interp.metrics import TextMetric
-from moe_interp.models import MoEModel, read_layers
-from moe_interp.prompts import Encoded, PromptSet, tokenize
+from moe_interp.interventions import Metric, metric_unit
+from moe_interp.models import MoELayer, MoEModel
+from moe_interp.prompts import PromptSet
+from moe_interp.scores._gradients import by_expert, gradient_scores
 from moe_interp.scores._scores import Scores
 
 
@@ -72,66 +60,15 @@ def attribution(
         >>> sorted(str(expert) for expert, _ in abs(scores).top(2))
         ['L3E8', 'L3E9']
     """
-    if isinstance(metric, TextMetric):
-        raise ValueError(
-            f"{metric_name(metric)} judges generated texts, which have no gradient. Use a metric "
-            "of next-token logits, such as RefusalLogOdds."
-        )
-    prompts = as_prompt_set(prompts)
-    tokens = tokenize(model.tokenizer, prompts, max_length=model.max_positions)
-    shape = (len(prompts), len(model.moe), model.architecture.n_experts)
-    scores = np.zeros(shape)
-    with _differentiable(model):
-        for chosen in plan_batches(tokens.lengths, batch_size=batch_size):
-            scores[chosen] = _score_batch(model, tokens.batch(chosen), metric)
+    scores = gradient_scores(
+        model, prompts, metric, "routing_weights", _minus_product, batch_size=batch_size
+    )
     return Scores.of_array("attribution", metric_unit(metric), scores, layers=tuple(model.moe))
 
 
-def _score_batch(
-    model: MoEModel, encoded: Encoded, metric: Metric
-) -> Float[np.ndarray, "batch layer expert"]:
-    root, layers = model.nnsight, list(model.moe.values())
-    names = ("expert_index", "routing_weights")
-    inputs, options = forward_arguments(model, encoded)
-    with torch.enable_grad(), root.trace(inputs, **options):
-        read = nnsight.save(read_layers(layers, names))
-        logits = root.output.logits[:, -1].save()
-    values = checked_values(metric(logits), len(encoded.input_ids), metric)
-    if not values.requires_grad:
-        raise ValueError(
-            f"`metric` {metric_name(metric)!r} cuts the gradient. Compute it from the logits with "
-            "differentiable operations of torch."
-        )
-    weights = [read[layer.layer]["routing_weights"] for layer in layers]
-    gradients = torch.autograd.grad(values.sum(), weights, allow_unused=True)
-    scored = [
-        _per_expert(read[layer.layer]["expert_index"], weight, gradient, layer.n_experts)
-        for layer, weight, gradient in zip(layers, weights, gradients, strict=True)
-    ]
-    return torch.stack(scored, 1).double().cpu().numpy()
-
-
-def _per_expert(
-    index: Tensor, weight: Tensor, gradient: Tensor | None, n_experts: int
+def _minus_product(
+    layer: MoELayer, read: dict[str, Tensor], gradient: Tensor, real: Tensor
 ) -> Float[Tensor, "batch expert"]:
-    """Sum minus weight times gradient over the slots of each expert."""
-    scores = torch.zeros(len(index), n_experts, device=index.device)
-    if gradient is None:
-        return scores
-    predicted = -(weight * gradient).detach().float()
-    # Some models choose among more than their routed experts; those have no column.
-    routed = index < n_experts
-    predicted = predicted.masked_fill(~routed, 0.0)
-    return scores.scatter_add(1, index.clamp(max=n_experts - 1).flatten(1), predicted.flatten(1))
-
-
-@contextmanager
-def _differentiable(model: MoEModel) -> Iterator[None]:
-    """Let gradients flow from the embeddings on, even if all weights are frozen."""
-    weight = model.nnsight._module.get_input_embeddings().weight
-    before = weight.requires_grad
-    weight.requires_grad_(True)
-    try:
-        yield
-    finally:
-        weight.requires_grad_(before)
+    """Minus weight times gradient, over the slots of each expert; padding has no gradient."""
+    predicted = -(read["routing_weights"] * gradient).detach().float()
+    return by_expert(layer, read["expert_index"], predicted)
