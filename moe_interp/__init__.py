@@ -46,6 +46,7 @@ _PUBLIC = {
     "logit_direction": "scores",
     "compare": "scores",
     "ablation_effect": "scores",
+    "sweep": "scores",
     "select_experts": "scores",
     "greedy_ablation": "scores",
     "matched_null": "scores",

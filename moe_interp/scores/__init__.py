@@ -11,6 +11,7 @@ from moe_interp.scores._routing import risk_difference, selection_frequency
 from moe_interp.scores._scores import Scores
 from moe_interp.scores._select import select_experts
 from moe_interp.scores._sensitivity import gradient_sensitivity
+from moe_interp.scores._sweep import sweep
 
 __all__ = [
     "Comparison",
@@ -30,4 +31,5 @@ __all__ = [
     "risk_difference",
     "select_experts",
     "selection_frequency",
+    "sweep",
 ]
