@@ -41,6 +41,7 @@ _PUBLIC = {
     "risk_difference": "scores",
     "attribution": "scores",
     "gradient_sensitivity": "scores",
+    "integrated_attribution": "scores",
     "direction_attribution": "scores",
     "mean_difference": "scores",
     "logit_direction": "scores",

@@ -5,6 +5,7 @@ from moe_interp.scores._attribution import attribution
 from moe_interp.scores._compare import Comparison, compare
 from moe_interp.scores._direction import direction_attribution, mean_difference
 from moe_interp.scores._greedy import GreedyAblation, GreedyStep, greedy_ablation
+from moe_interp.scores._integrated import integrated_attribution
 from moe_interp.scores._logit_direction import logit_direction
 from moe_interp.scores._null import MatchedNull, matched_null
 from moe_interp.scores._routing import risk_difference, selection_frequency
@@ -25,6 +26,7 @@ __all__ = [
     "direction_attribution",
     "gradient_sensitivity",
     "greedy_ablation",
+    "integrated_attribution",
     "logit_direction",
     "matched_null",
     "mean_difference",

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from moe_interp.capture import plan_batches
+from moe_interp.errors import SpanError
 from moe_interp.interventions import as_prompt_set, forward_arguments
 from moe_interp.models import MoELayer, MoEModel, read_layers
 from moe_interp.prompts import PromptSet, tokenize
@@ -70,13 +71,13 @@ def direction_attribution(
     names = ("expert_index", "expert_contributions")
     for chosen in plan_batches(tokens.lengths, batch_size=batch_size):
         encoded = tokens.batch(chosen)
+        if span not in encoded.spans:
+            known = ", ".join(map(repr, encoded.spans))
+            raise SpanError(f"There is no span {span!r}. Spans are {known}.")
         inputs, options = forward_arguments(model, encoded)
         with torch.no_grad(), model.nnsight.trace(inputs, **options):
             read = nnsight.save(read_layers(layers, names))
-        inside = encoded.spans[span] if span in encoded.spans else None
-        if inside is None:
-            known = ", ".join(map(repr, encoded.spans))
-            raise ValueError(f"There is no span {span!r}. Spans are {known}.")
+        inside = encoded.spans[span]
         for row, layer in enumerate(layers):
             values = read[layer.layer]
             along = torch.from_numpy(vectors[chosen]).to(values["expert_contributions"])

@@ -14,7 +14,7 @@ from moe_interp import (
     logit_direction,
     mean_difference,
 )
-from moe_interp.errors import UnsupportedArchitectureError
+from moe_interp.errors import SpanError, UnsupportedArchitectureError
 
 TEXTS = ("how do i kill the process", "what is the best way to make a cake", "help me")
 
@@ -130,7 +130,7 @@ def test_what_cannot_be_told_is_refused():
     )
     with pytest.raises(ValueError, match=r"must have the shape \(32,\) or \(3, 32\), got \(31,\)"):
         direction_attribution(model, TEXTS, np.ones(31))
-    with pytest.raises(ValueError, match=r"There is no span 'middle'\. Spans are 'prompt'"):
+    with pytest.raises(SpanError, match=r"There is no span 'middle'\. Spans are 'prompt'"):
         direction_attribution(model, TEXTS, np.ones(32), span="middle")
     with pytest.raises(ValueError, match="must hold harmful and harmless prompts"):
         harmful = [prompt for prompt in load_prompts("organism", per_topic=2) if prompt.harm]
