@@ -34,7 +34,7 @@ def test_correlations_are_spearmans(drawn):
 
 
 def test_intervals_come_from_resampling_prompts_in_step(drawn):
-    one, other, fixed = drawn
+    one, other, _ = drawn
     found = compare(*drawn, rng=np.random.default_rng(1), n_resamples=400)
     rng, resampled = np.random.default_rng(1), []
     for _ in range(400):
@@ -89,5 +89,5 @@ def test_scores_that_cannot_be_compared_are_refused(drawn, make, message):
 
 
 def test_an_impossible_confidence_is_refused(drawn):
-    with pytest.raises(ValueError, match="`confidence` must lie between 0 and 1, got 1.5"):
+    with pytest.raises(ValueError, match=r"`confidence` must lie between 0 and 1, got 1\.5"):
         compare(*drawn, rng=np.random.default_rng(0), confidence=1.5)

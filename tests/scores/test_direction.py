@@ -132,9 +132,10 @@ def test_what_cannot_be_told_is_refused():
         direction_attribution(model, TEXTS, np.ones(31))
     with pytest.raises(SpanError, match=r"There is no span 'middle'\. Spans are 'prompt'"):
         direction_attribution(model, TEXTS, np.ones(32), span="middle")
+    prompts = load_prompts("organism", per_topic=2)
+    harmful = type(prompts)([prompt for prompt in prompts if prompt.harm])
     with pytest.raises(ValueError, match="must hold harmful and harmless prompts"):
-        harmful = [prompt for prompt in load_prompts("organism", per_topic=2) if prompt.harm]
-        mean_difference(model, type(load_prompts("organism", per_topic=2))(harmful), 1)
+        mean_difference(model, harmful, 1)
 
 
 @pytest.mark.parametrize("family", ["muse_spark", "axk1", "gemma4_text"])

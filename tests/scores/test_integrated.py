@@ -74,7 +74,7 @@ def test_a_share_is_the_mean_of_slopes_along_the_way(model):
 def test_layers_not_asked_for_are_not_measured(model):
     last = list(model.moe)[-1]
     found = integrated_attribution(model, TEXTS, metric=metric, layers=[last], steps=1)
-    assert np.isnan(found.array.sel(layer=list(model.moe)[0]).values).all()
+    assert np.isnan(found.array.sel(layer=next(iter(model.moe))).values).all()
     assert np.isfinite(found.array.sel(layer=last).values).all()
 
 
