@@ -1,8 +1,9 @@
 """sweep: what taking each expert away, alone, does to each prompt; exact, and no work done twice.
 
-Four things make it cheap. An expert that no token of a prompt chose has no effect on it. Below its
+Five things make it cheap. An expert that no token of a prompt chose has no effect on it. Below its
 layer, and before the first token that chose it, nothing changes, so that both are taken over from
-one forward of the untouched model (`_sweep_capture`). In the last layer only the last token
+one forward of the untouched model (`_sweep_capture`). Its own layer runs once for each choice of
+the tokens instead of once for each expert (`_sweep_own`). In the last layer only the last token
 counts. And rows of many experts and prompts share a batch. What a family does not allow is found
 out by trying (`_sweep_check`).
 """
@@ -58,8 +59,8 @@ def sweep(
 
     The attributes of the result's array say what was done: ``metric``, ``mode``, ``taken_over``
     (what the runs took over from the untouched model), ``not_taken_over`` (what this model does
-    not allow, and why), and the numbers of ``rows`` (pairs of expert and prompt), ``tokens`` and
-    ``forwards`` that were run.
+    not allow, and why), and how many ``rows`` (pairs of expert and prompt), ``tokens`` of rows and
+    ``forwards`` were run.
 
     Args:
         model: The model.

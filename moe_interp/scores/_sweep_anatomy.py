@@ -18,11 +18,13 @@ class Reuse:
         layers: The layers below the expert's are skipped.
         positions: Tokens before the first that is changed are not run again.
         last: In the last layer, experts run at the last token only.
+        own: The expert's own layer runs once for each choice of its tokens, not for each expert.
     """
 
     layers: bool = False
     positions: bool = False
     last: bool = False
+    own: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -31,6 +33,7 @@ class Reuse:
             "layers below": self.layers,
             "positions before": self.positions,
             "last position of the last layer": self.last,
+            "own layer": self.own,
         }
         return tuple(word for word, used in words.items() if used)
 
@@ -69,7 +72,7 @@ def anatomy(model: MoEModel) -> Anatomy:
     apart = last in blocks and blocks[last] != f"{path}.{last}"
     known = inspect.signature(type(root._module).forward).parameters
     cached = {"past_key_values", "position_ids", "use_cache"} <= set(known)
-    possible = Reuse(layers=True, positions=cached, last=apart)
+    possible = Reuse(layers=True, positions=cached, last=apart, own=True)
     return Anatomy(stack, last if apart else None, possible)
 
 

@@ -32,7 +32,7 @@ class Captured:
         numbers: Which of all prompts they are.
         logits: Next-token logits after each.
         chosen: By layer, the experts chosen.
-        hidden: By layer, what entered it.
+        hidden: By layer, what entered it; what left the last one counts as entering a next.
         n_outputs: How many values a decoder layer returns; 0 if it returns one tensor bare.
         keys: The keys of each layer's attention; None if they were not kept.
         values: The values of each layer's attention.
@@ -87,6 +87,8 @@ def capture(
         options = {**options, "past_key_values": cache, "use_cache": True}
     enters = set(layers) if reuse.layers else set()
     first = min(enters, default=0)
+    if reuse.own:
+        enters |= {layer + 1 for layer in enters}
     numbered = range(len(stack)) if stack else list(sites)
     with torch.no_grad(), root.trace(inputs, **options):
         hidden, chosen, n_outputs = {}, {}, 0
@@ -98,6 +100,9 @@ def capture(
             if number == first and enters:
                 output = stack[number].output
                 n_outputs = len(output) if isinstance(output, tuple) else 0
+            if number + 1 == len(stack) and number + 1 in enters:
+                output = stack[number].output
+                hidden[number + 1] = output[0] if isinstance(output, tuple) else output
         logits = root.output.logits[:, -1].clone()
         kept = nnsight.save(
             {"hidden": hidden, "chosen": chosen, "logits": logits, "n_outputs": n_outputs}

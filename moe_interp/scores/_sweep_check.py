@@ -21,6 +21,7 @@ from moe_interp.prompts import TokenizedPrompts
 from moe_interp.scores._sweep_anatomy import Anatomy, Reuse
 from moe_interp.scores._sweep_capture import capture
 from moe_interp.scores._sweep_forward import Rows, run_rows
+from moe_interp.scores._sweep_own import own_layer
 from moe_interp.scores._sweep_plan import changed_rows
 
 N_PROMPTS = 4
@@ -80,15 +81,20 @@ def settle_reuse(
     possible = places.possible
     if not problem(possible):
         return possible, ""
-    alone = [Reuse(layers=True), Reuse(positions=True), Reuse(last=True)]
-    reasons = {single: problem(single) for single in alone}
-    passed = Reuse(*(not reasons[single] for single in alone))
+    alone = {
+        "layers": Reuse(layers=True),
+        "positions": Reuse(positions=True),
+        "last": Reuse(last=True),
+        "own": Reuse(layers=True, own=True),
+    }
+    reasons = {name: problem(single) for name, single in alone.items()}
+    passed = Reuse(**{name: not reason for name, reason in reasons.items()})
     together = problem(passed)
     if together:
         passed = Reuse()
     why = "; ".join(
-        f"{single.names[0]}: {reason or together}"
-        for single, reason in reasons.items()
+        f"{alone[name].names[-1]}: {reason or together}"
+        for name, reason in reasons.items()
         if reason or together
     )
     logger.warning(
@@ -124,9 +130,7 @@ def _problem(
 ) -> str:
     """What is wrong with taking this over; empty if nothing is."""
     wanted = places.possible
-    if not all(
-        getattr(wanted, name) for name in ("layers", "positions", "last") if getattr(reuse, name)
-    ):
+    if not all(getattr(wanted, name) for name, used in vars(reuse).items() if used):
         return "this model has no place for it"
     try:
         worst = _worst(model, tokens, sample, trials, places, reuse)
@@ -152,7 +156,10 @@ def _worst(
     last = places.last if reuse.last else None
     worst = 0.0
     for trial in trials:
-        logits = run_rows(model, captured, trial.interventions, trial.rows, places, reuse)
+        own = None
+        if reuse.own:
+            own = own_layer(model, captured, trial.interventions, trial.rows.layer, places)
+        logits = run_rows(model, captured, trial.interventions, trial.rows, places, reuse, own)
         worst = max(worst, _distance(logits, trial.logits))
         if trial.rows.layer == last:
             # What is taken for unchanged is not run at all.

@@ -20,6 +20,7 @@ from moe_interp.models._traced_edits import apply_edits
 from moe_interp.models._traced_parts import prepare
 from moe_interp.scores._sweep_anatomy import Anatomy, Reuse
 from moe_interp.scores._sweep_capture import Captured
+from moe_interp.scores._sweep_own import OwnLayer
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ def run_rows(
     rows: Rows,
     places: Anatomy,
     reuse: Reuse,
+    own: OwnLayer | None = None,
 ) -> Float[Tensor, "row d_vocab"]:
     """Run rows in one forward.
 
@@ -101,6 +103,7 @@ def run_rows(
         rows: The rows.
         places: Where the forward can be cut.
         reuse: What to take over.
+        own: What leaves the layer that is edited, if that has been computed.
 
     Returns:
         Next-token logits of each row.
@@ -118,15 +121,19 @@ def run_rows(
         )
         options = {**options, "past_key_values": cache, "use_cache": True}
     below, given = (), None
-    if reuse.layers and rows.layer in captured.hidden:
+    if own is not None:
+        below = places.stack[: rows.layer + 1]
+        given = own.of_rows(captured, rows.prompt, rows.recipe, n_run)
+    elif reuse.layers and rows.layer in captured.hidden:
         below = places.stack[: rows.layer]
         entering = captured.hidden[rows.layer]
         given = entering[:, -n_run:].index_select(0, index.to(entering.device))
-        if captured.n_outputs:
-            given = (given, *([None] * (captured.n_outputs - 1)))
-    cut = places.last if reuse.last and n_run > 1 else None
+    if captured.n_outputs and below:
+        given = (given, *([None] * (captured.n_outputs - 1)))
+    cut = places.last if reuse.last and n_run > 1 and len(below) < len(places.stack) else None
     short = _LastTokens(n_run, {} if cut is None else {cut: 1})
-    table = _edits(model, captured, [short.of(each) for each in interventions], rows)
+    cuts = [short.of(each) for each in interventions]
+    table = _edits(model, captured, cuts, rows) if own is None else {}
     sites = [model.moe[layer] for layer in sorted(table) if layer != cut]
     last = [] if cut is None else [model.moe[cut]]
     root = model.nnsight

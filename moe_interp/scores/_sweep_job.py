@@ -24,6 +24,7 @@ from moe_interp.scores._sweep_anatomy import Reuse, anatomy
 from moe_interp.scores._sweep_capture import Captured, capture
 from moe_interp.scores._sweep_check import settle_reuse
 from moe_interp.scores._sweep_forward import Rows, run_rows
+from moe_interp.scores._sweep_own import own_layer
 from moe_interp.scores._sweep_plan import batches, changed_rows
 from moe_interp.scores._sweep_store import Part
 
@@ -97,6 +98,11 @@ class LogitJob:
         ids = np.array(self.experts[layer])
         n_rows = n_tokens = n_forwards = 0
         for rows in changed_rows(self.model, captured, interventions, last=last):
+            own, top_k = None, self.model.moe[layer].top_k
+            # Each choice costs a run of the layer on all prompts; few rows cost less.
+            if self.reuse.own and len(rows) > top_k * len(baseline):
+                own = own_layer(self.model, captured, interventions, rows.layer, self.places)
+                n_forwards += top_k if own is not None else 0
             for some in batches(
                 rows,
                 captured.lengths,
@@ -104,7 +110,7 @@ class LogitJob:
                 may_cut=self.reuse.positions,
             ):
                 logits = run_rows(
-                    self.model, captured, interventions, some, self.places, self.reuse
+                    self.model, captured, interventions, some, self.places, self.reuse, own
                 )
                 values = self._judged(logits, captured, some, interventions)
                 effects[some.prompt, ids[some.recipe]] = values - baseline[some.prompt]

@@ -9,18 +9,9 @@ from torch import Tensor
 
 from moe_interp.interventions import Batch, Edit, Intervention
 from moe_interp.models import MoEModel
-from moe_interp.models._traced_rules import (
-    choose_next_best,
-    put_outputs,
-    put_picked,
-    put_vectors,
-    scale_contribution,
-    scale_weight,
-    weigh_nothing,
-    weigh_the_rest,
-)
 from moe_interp.scores._sweep_capture import Captured
 from moe_interp.scores._sweep_forward import Rows
+from moe_interp.scores._sweep_rules import LOCAL_RULES
 
 #: Tokens, padding included, that "auto" puts into one batch; a token whose keys and values are
 #: taken over counts for a part of one.
@@ -30,21 +21,6 @@ TAKEN_OVER = 1 / 8
 ROWS_PER_BATCH = 1024
 #: What one more forward costs, in tokens; it decides whether a short row joins longer ones.
 FORWARD_IN_TOKENS = 128
-
-#: Rules that change only tokens that chose a marked expert. Of others it is known only that they
-#: change nothing where nothing is marked.
-LOCAL_RULES = frozenset(
-    {
-        choose_next_best,
-        put_outputs,
-        put_picked,
-        put_vectors,
-        scale_contribution,
-        scale_weight,
-        weigh_nothing,
-        weigh_the_rest,
-    }
-)
 
 
 def changed_rows(

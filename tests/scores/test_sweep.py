@@ -29,7 +29,7 @@ TEXTS = (
     "what is it",
     "steal the car with a blue engine and help",
 )
-EVERYTHING = "layers below, positions before, last position of the last layer"
+EVERYTHING = "layers below, positions before, last position of the last layer, own layer"
 
 
 def metric(logits):
@@ -125,10 +125,10 @@ def test_what_a_family_does_not_allow_is_not_taken_over(family, caplog):
     attributes = scores.array.attrs
     without = {
         "zaya": "",
-        "qwen3_next": "layers below, last position of the last layer",
-        "gemma4_text": "layers below, positions before",
-        "llama4_text": "layers below, positions before",
-        "jamba": "layers below",
+        "qwen3_next": "layers below, last position of the last layer, own layer",
+        "gemma4_text": "layers below, positions before, own layer",
+        "llama4_text": "layers below, positions before, own layer",
+        "jamba": "layers below, own layer",
     }
     assert attributes["taken_over"] == without[family]
     assert bool(attributes["not_taken_over"]) == bool(said)
@@ -162,7 +162,7 @@ def test_an_expert_that_nobody_chose_costs_no_forward(seen):
 def test_layers_below_and_positions_before_run_once(seen):
     model = tiny_models.wrapped("mixtral")
     hots = chosen_by(model)
-    below, own = seen(model, 0), seen(model, 1)
+    below, own, above = (seen(model, layer) for layer in range(3))
     experts = [(1, expert) for expert in range(8)]
     sweep(model, TEXTS, metric=metric, experts=experts, batch_size=1)
     lengths = [len(hot) for hot in hots]
@@ -173,7 +173,9 @@ def test_layers_below_and_positions_before_run_once(seen):
         if hot[:, 1, expert].any()
     ]
     assert sum(n_tokens for _, n_tokens in below) == sum(lengths)
-    assert sorted(n_tokens for _, n_tokens in own) == sorted(lengths + runs)
+    # The untouched model, and each of a token's two choices.
+    assert sorted(n_tokens for _, n_tokens in own) == sorted(3 * lengths)
+    assert sorted(n_tokens for _, n_tokens in above) == sorted(lengths + runs)
     assert sum(runs) < 0.9 * sum(lengths) * 8
 
 
@@ -182,7 +184,8 @@ def test_experts_and_prompts_share_forwards(seen):
     calls = seen(model, 2)
     scores = sweep(model, TEXTS, metric=metric)
     assert scores.array.attrs["rows"] > 50
-    assert len(calls) == 1 + scores.array.attrs["forwards"] <= 8
+    assert len(calls) <= 10
+    assert scores.array.attrs["forwards"] <= 14
 
 
 def test_the_last_layers_experts_run_at_the_last_token_only(seen):
