@@ -4,14 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool
-from nnsight.intervention.iterator import Iterations
 from torch import Tensor
 
 from moe_interp.interventions._intervention import Batch, Intervention, as_recipe
 from moe_interp.interventions._plan import EditTable, edit_table
 from moe_interp.interventions._rows import as_prompt_set
 from moe_interp.models import MoEModel
-from moe_interp.models._traced_edits import apply_edits
+from moe_interp.models._traced_edits import apply_at_every_step, apply_edits
 from moe_interp.prompts import PromptSet, encode
 
 
@@ -74,6 +73,7 @@ class _NoSpans(Mapping[str, Bool[Tensor, "batch pos"]]):
         )
 
     def __contains__(self, name: object) -> bool:
+        # Asked for first, so that the error of `__getitem__` is what is seen.
         return True
 
     def __iter__(self) -> Iterator[str]:
@@ -87,13 +87,11 @@ def _with_edits(model: MoEModel, prefill: EditTable, decode: EditTable) -> objec
     """A copy of the nnsight model whose every trace begins with these edits."""
     root = model.nnsight
     layers = [model.moe[layer] for layer in sorted({*prefill, *decode})]
-    tables = {True: prefill, False: decode}
     if not decode:
         with root.edit() as (_, copy):
             apply_edits(layers, prefill)
         return copy
+    # A step that touches no layer would never end, so the loop is for edits that decoding has.
     with root.edit() as (_, copy):
-        # A step of the loop that touches no layer would never end.
-        for step in Iterations()[:]:
-            apply_edits(layers, tables[step == 0])
+        apply_at_every_step(layers, prefill, decode)
     return copy

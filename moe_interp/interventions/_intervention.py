@@ -43,11 +43,13 @@ class Batch:
         """The batch of some of the rows.
 
         Args:
-            chosen: Positions of the rows.
+            chosen: Positions of the rows, in ascending order.
 
         Returns:
             The same batch, of these rows only.
         """
+        if len(chosen) == len(self.prompt_index):
+            return self
         index = torch.from_numpy(chosen)
         spans = {name: span[index] for name, span in self.spans.items()}
         return Batch(self.model, self.prompt_index[chosen], spans)

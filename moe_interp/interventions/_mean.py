@@ -1,7 +1,7 @@
 """Mean: the output of experts becomes their mean output over reference prompts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,6 +19,10 @@ from moe_interp.prompts import PromptSet
 
 #: Quantities of a slot that can be replaced, and the stage at which they are.
 STAGES = {"expert_outputs": "outputs", "expert_contributions": "contributions"}
+
+
+Vector = Float[Tensor, " d_written"] | Float[np.ndarray, " d_written"] | Sequence[float]
+ByExpert = Mapping[Expert | tuple[int, int] | str, Vector]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -124,9 +128,7 @@ class Mean(ExpertIntervention):
 reference=MeanOutputs(expert_outputs of 1 experts))
     """
 
-    reference: MeanOutputs | Mapping[Expert | tuple[int, int] | str, Sequence[float]] | None = (
-        field(default=None)
-    )
+    reference: MeanOutputs | ByExpert | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -151,7 +153,7 @@ reference=MeanOutputs(expert_outputs of 1 experts))
             model: The model that will run.
 
         Raises:
-            ValueError: If a layer or expert does not exist, or the means are of another width.
+            ValueError: If a layer or expert does not exist.
             UnsupportedQuantityError: If a layer does not offer what is replaced.
         """
         super().check(model)
@@ -201,7 +203,7 @@ def check_counts(experts: ExpertSet, counts: Mapping[int, Tensor], what: str) ->
 
 
 def _given_means(
-    given: Mapping[Expert | tuple[int, int] | str, Sequence[float]],
+    given: ByExpert,
 ) -> MeanOutputs:
     """Vectors by expert, as means that were counted once."""
     vectors: dict[int, dict[int, Tensor]] = {}

@@ -6,6 +6,8 @@ Plain code, for the reasons given in ``_traced_parts``.
 from collections.abc import Callable, Sequence
 
 import torch
+from nnsight.intervention.interleaver import OutOfOrderError
+from nnsight.intervention.iterator import Iterations
 from torch import Tensor
 
 from moe_interp.models._traced_choice import choose
@@ -35,6 +37,22 @@ def apply_edits(layers: "Sequence[LayerParts]", table: "dict[int, dict[str, list
             correct_slots(layer, stages.get("outputs", []), stages.get("contributions", []))
         if "output" in stages:
             correct_output(layer, stages["output"])
+
+
+def apply_at_every_step(
+    layers: "Sequence[LayerParts]",
+    prefill: "dict[int, dict[str, list]]",
+    decode: "dict[int, dict[str, list]]",
+) -> None:
+    """Apply edits to the prompt and to each token that is generated after it, if any is."""
+    for step in Iterations()[:]:
+        try:
+            apply_edits(layers, decode if step else prefill)
+        except OutOfOrderError:
+            if step == 0:
+                raise
+            # The step before was the last, so that the layers waited for do not run again.
+            return
 
 
 # What a stage needs, in the order in which a layer comes to them.

@@ -154,6 +154,11 @@ def put_vectors(
     layer: "LayerParts", index: "Tensor", slots: "Tensor", where: "Tensor", vectors: "Tensor"
 ) -> "Tensor":
     """Let each slot of a marked expert write that expert's vector; ``vectors`` is by expert."""
+    if vectors.shape[-1] != slots.shape[-1]:
+        raise ValueError(
+            f"Layer {layer.layer}: the vectors given for its experts have {vectors.shape[-1]} "
+            f"numbers, but its experts write {slots.shape[-1]}."
+        )
     known = index.clamp(max=len(vectors) - 1)
     hit = marked(where, index)[..., None]
     return torch.where(hit, vectors[known].to(slots.dtype), slots)

@@ -1,4 +1,5 @@
 import pytest
+import tiny_models
 from transformers import AutoModelForCausalLM
 
 from moe_interp import load_model
@@ -18,26 +19,41 @@ def texts():
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tiny_checkpoint):
+def checkpoint(tiny_checkpoint, tmp_path_factory):
+    """A function from a family to its tiny checkpoint; one of them chooses a single expert."""
+    top_1 = tmp_path_factory.mktemp("checkpoints") / "olmoe-top1"
+
+    def folder(family):
+        if family != top_1.name:
+            return tiny_checkpoint(family)
+        if not top_1.exists():
+            tiny_models.save("olmoe", top_1, num_experts_per_tok=1)
+        return str(top_1)
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(checkpoint):
     """A function from a family to its loaded tiny model, each loaded once."""
     models = {}
 
     def model(family):
         if family not in models:
-            models[family] = load_model(tiny_checkpoint(family), check=False)
+            models[family] = load_model(checkpoint(family), check=False)
         return models[family]
 
     return model
 
 
 @pytest.fixture(scope="session")
-def plain_model(tiny_checkpoint):
+def plain_model(checkpoint):
     """A function from a family to the same tiny model as plain Hugging Face code."""
     models = {}
 
     def model(family):
         if family not in models:
-            models[family] = AutoModelForCausalLM.from_pretrained(tiny_checkpoint(family)).eval()
+            models[family] = AutoModelForCausalLM.from_pretrained(checkpoint(family)).eval()
         return models[family]
 
     return model
