@@ -59,9 +59,9 @@ class Steer(PlacedIntervention):
 
     Example:
         >>> Steer({"L3E8": 2.0})
-        Steer(shifts=((L3E8, 2.0),), margin=None, tokens=None, phase='both')
+        Steer(shifts=((Expert(layer=3, expert=8), 2.0),), margin=None, tokens=None, phase='both')
         >>> Steer("L3E8", margin="max")
-        Steer(shifts=((L3E8, 0.01),), margin='max', tokens=None, phase='both')
+        Steer(shifts=((Expert(layer=3, expert=8), 0.01),), margin='max', tokens=None, phase='both')
     """
 
     shifts: ByExpert | Experts
