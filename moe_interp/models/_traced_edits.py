@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moe_interp.models._traced_choice import choose
 from moe_interp.models._traced_dispatch import dispatched
-from moe_interp.models._traced_outputs import output_place, run_slots, sum_place
+from moe_interp.models._traced_outputs import output_place, replace_sum, run_slots
 from moe_interp.models._traced_parts import LayerParts, own_rows
 from moe_interp.models._traced_read import own_logits, refuse
 
@@ -142,10 +142,8 @@ def correct_slots(
         changed = changed | (current[:, :, :n_slots] != old).flatten(2).any(-1)
         changed = changed | (current[:, :, n_slots:] != 0).flatten(2).any(-1)
         weighted = current
-    place, served = sum_place(layer)
-    own, put = own_rows(served)
     if bool(changed.any()):
-        place.output = put(torch.where(changed[..., None], weighted.sum(2).to(own.dtype), own))
+        replace_sum(layer, changed, weighted.sum(2))
 
 
 def correct_output(layer: "LayerParts", edits: "Sequence[tuple]") -> None:

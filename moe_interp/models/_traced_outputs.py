@@ -192,6 +192,13 @@ def write_slots(layer: "LayerParts", name: "str", new: "Tensor") -> None:
         total = (new * slots["routing_weights"][..., None]).sum(2)
     else:
         total = new.sum(2)
+    replace_sum(layer, changed, total)
+
+
+def replace_sum(
+    layer: "LayerParts", changed: "Tensor", total: 'Float[Tensor, "batch pos d_model"]'
+) -> None:
+    """Replace what leaves the experts where something changed; the rest keeps its bits."""
     place, served = sum_place(layer)
     own, put = own_rows(served)
     total, kept = total.to(own.dtype), own
