@@ -141,6 +141,7 @@ def tokenize(
     *,
     max_length: int | None = None,
     spans: Sequence[str] = SPANS,
+    chat: bool = True,
 ) -> TokenizedPrompts:
     """Turn prompts into tokens and locate their spans.
 
@@ -152,6 +153,7 @@ def tokenize(
         prompts: The prompts, or their texts.
         max_length: The most tokens the model reads; None does not check.
         spans: The spans to locate.
+        chat: Whether a chat template is applied, if there is one; else texts are read as they are.
 
     Returns:
         The tokens of each prompt, to be padded batch by batch.
@@ -165,7 +167,10 @@ def tokenize(
         raise SpanError(f"There is no span {listed(unknown)}. Spans are {listed(SPANS)}.")
     texts = prompts.texts if isinstance(prompts, PromptSet) else tuple(prompts)
     names = prompts.ids if isinstance(prompts, PromptSet) else tuple(map(str, range(len(texts))))
-    rendered = render(tokenizer, texts, locate_user="user" in spans)
+    if chat:
+        rendered = render(tokenizer, texts, locate_user="user" in spans)
+    else:
+        rendered = Rendered(tuple(texts), tuple((0, len(t)) for t in texts), has_template=False)
     token_ids, added = _token_ids(tokenizer, rendered)
     _check_lengths([len(ids) for ids in token_ids], names, max_length)
     located: dict[str, tuple[Bool[ndarray, " _"], ...]] = {}

@@ -200,3 +200,11 @@ def test_an_unknown_padding_side_is_refused(byte_level):
 def test_lengths_are_those_of_the_token_ids(byte_level):
     tokenized = tokenize(byte_level, TEXTS)
     assert np.array_equal(tokenized.lengths, [len(ids) for ids in tokenized.token_ids])
+
+
+def test_texts_that_are_no_prompts_are_read_without_the_chat_template(tokenizer):
+    plain = tokenize(tokenizer, TEXTS, chat=False)
+    assert plain.token_ids == tuple(tuple(ids) for ids in tokenizer(list(TEXTS))["input_ids"])
+    for row, text in enumerate(TEXTS):
+        assert words(plain, row, "user").replace(" ", "") == text.replace(" ", "")
+        assert not plain.spans["user"][row][0]
