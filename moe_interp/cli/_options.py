@@ -19,8 +19,8 @@ Prompts = Annotated[
     typer.Option(
         "--prompts",
         "-p",
-        help="A .jsonl or .csv with text, topic, harm, pair (and wording); an XSTest file; "
-        "or the built-in name 'organism'.",
+        help="A .jsonl or .csv with text, topic, harm, pair (and wording); a public set's file or "
+        "folder; or a name: 'organism', 'jbb', 'xstest' and others that `datasets` fetches.",
         show_default=False,
     ),
 ]

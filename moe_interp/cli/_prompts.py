@@ -10,7 +10,11 @@ from moe_interp.cli._console import out as console
 
 def prompts(
     source: Annotated[
-        str, typer.Argument(help="A .jsonl or .csv file, or a built-in name such as 'organism'.")
+        str,
+        typer.Argument(
+            help="A file of prompts or of a public set, a folder of them, or a name such as "
+            "'organism', 'jbb' or 'xstest'."
+        ),
     ] = "organism",
     out: Annotated[
         Path | None,
@@ -24,17 +28,20 @@ def prompts(
     """
     from rich.table import Table
 
-    from moe_interp.prompts import load_prompts
+    from moe_interp.prompts import listed, load_prompts
 
     chosen = load_prompts(source)
     console.print(chosen.summary(), markup=False)
+    if chosen.n_pairs and chosen.unpaired:
+        console.print(f"without a partner: {listed(chosen.unpaired)}", markup=False)
     if show:
+        columns = ["topic", "harm", "pair", "text"]
+        columns += ["response"] if any(chosen.responses) else []
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in ("topic", "harm", "pair", "text"):
+        for column in columns:
             table.add_column(column, overflow="fold")
         for prompt in chosen[:show]:
-            cells = (prompt.topic, prompt.harm, prompt.pair, prompt.text)
-            table.add_row(*map(_cell, cells))
+            table.add_row(*(_cell(getattr(prompt, column)) for column in columns))
         console.print(table, markup=False)
     if out is not None:
         write = chosen.to_csv if out.suffix == ".csv" else chosen.to_jsonl

@@ -13,11 +13,14 @@ class Prompt:
     Attributes:
         text: What the user says; the chat template is applied later, by the tokenizer.
         topic: What the prompt is about, whether harmful or not.
-        harm: Whether it asks for something harmful; None if that is unknown.
+        harm: Whether it asks for something harmful, or, in sets that judge responses, whether the
+            response is; None if that is unknown.
         pair: Shared by the harmful and the harmless member of a matched pair.
         wording: Shared by prompts that were built from the same phrase. Such prompts are not
             independent, so that statistics must exchange them together.
         id: The prompt's own name, unique in its set.
+        response: An answer that stands after the prompt; models read it only where the span
+            ``"response"`` is asked for.
 
     Example:
         >>> Prompt("How do I bake bread?", topic="cooking", harm=False).topic
@@ -30,10 +33,15 @@ class Prompt:
     pair: str | None = None
     wording: str | None = None
     id: str | None = None
+    response: str | None = None
 
     def __post_init__(self) -> None:
         if not self.text.strip():
             raise PromptError("A prompt's `text` is empty; give the words the user says.")
+        if self.response is not None and not self.response.strip():
+            raise PromptError(
+                f"The `response` of the prompt {self.text!r} is empty; give its words, or None."
+            )
 
 
 def listed(names: Iterable[object], *, shown: int = 5) -> str:

@@ -14,9 +14,10 @@ from jaxtyping import Bool
 from numpy import ndarray
 
 from moe_interp.errors import PromptError
-from moe_interp.prompts._files import write_csv, write_jsonl
+from moe_interp.prompts._card import DataCard
 from moe_interp.prompts._prompt import Prompt, check_design, listed, with_ids
 from moe_interp.prompts._split import exchange_units, split_units
+from moe_interp.prompts._write import write_csv, write_jsonl
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -31,6 +32,7 @@ class PromptSet(Sequence[Prompt]):
     Args:
         prompts: The prompts, in the order in which results list them.
         source: Where they come from, for summaries and reports.
+        card: What is known of the public set they are from.
 
     Raises:
         PromptError: If there is no prompt, an id is taken twice, or a pair is not a pair.
@@ -44,9 +46,16 @@ class PromptSet(Sequence[Prompt]):
         (1, [False, True], ('p0000', 'p0001'))
     """
 
-    def __init__(self, prompts: Iterable[Prompt], *, source: str = "prompts") -> None:
+    def __init__(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        source: str = "prompts",
+        card: DataCard | None = None,
+    ) -> None:
         self._prompts = with_ids(tuple(prompts))
         self._source = source
+        self._card = card
         if not self._prompts:
             raise PromptError(f"The prompt set from {source!r} is empty; give at least one prompt.")
         check_design(self._prompts, [f"prompt {prompt.id!r}" for prompt in self._prompts])
@@ -55,6 +64,11 @@ class PromptSet(Sequence[Prompt]):
     def source(self) -> str:
         """Where the prompts come from."""
         return self._source
+
+    @property
+    def card(self) -> DataCard | None:
+        """Licence, topics and pairs of the public set the prompts are from, if it is known."""
+        return self._card
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -97,6 +111,11 @@ class PromptSet(Sequence[Prompt]):
         return tuple(prompt.wording for prompt in self._prompts)
 
     @property
+    def responses(self) -> tuple[str | None, ...]:
+        """The response to each prompt."""
+        return tuple(prompt.response for prompt in self._prompts)
+
+    @property
     def ids(self) -> tuple[str, ...]:
         """The id of each prompt."""
         return tuple(str(prompt.id) for prompt in self._prompts)
@@ -104,18 +123,32 @@ class PromptSet(Sequence[Prompt]):
     @property
     def n_pairs(self) -> int:
         """How many pairs have both members."""
-        return sum(size == 2 for size in self._pair_sizes().values())
+        return len(self.pair_positions)
+
+    @property
+    def pair_positions(self) -> tuple[tuple[int, int], ...]:
+        """Positions of the harmless and the harmful member of each pair that has both."""
+        members: dict[str, dict[bool, int]] = {}
+        for n, prompt in enumerate(self._prompts):
+            if prompt.pair is not None:
+                members.setdefault(prompt.pair, {})[bool(prompt.harm)] = n
+        return tuple((found[False], found[True]) for found in members.values() if len(found) == 2)
 
     @property
     def unpaired(self) -> tuple[str, ...]:
         """The ids of the prompts without a partner in this set."""
-        sizes = self._pair_sizes()
-        return tuple(str(p.id) for p in self._prompts if p.pair is None or sizes[p.pair] < 2)
+        paired = {n for pair in self.pair_positions for n in pair}
+        return tuple(name for n, name in enumerate(self.ids) if n not in paired)
 
     @property
     def digest(self) -> str:
         """SHA-256 of the prompts and their design, in order; the source does not enter."""
-        lines = (json.dumps(asdict(prompt), sort_keys=True) for prompt in self._prompts)
+        # Without a response, a prompt has the digest it had before prompts could have one.
+        known = (
+            {name: value for name, value in asdict(p).items() if name != "response" or value}
+            for p in self._prompts
+        )
+        lines = (json.dumps(one, sort_keys=True) for one in known)
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def select(self, chosen: "ndarray | Iterable[int] | Iterable[bool]") -> "PromptSet":
@@ -140,7 +173,7 @@ class PromptSet(Sequence[Prompt]):
                     f"got shape {index.shape}."
                 )
             index = np.flatnonzero(index)
-        return PromptSet((self._prompts[int(i)] for i in index), source=self._source)
+        return self._like(self._prompts[int(i)] for i in index)
 
     def split(
         self, *, rng: np.random.Generator, fraction: float = 0.5, by: str = "auto"
@@ -232,11 +265,12 @@ class PromptSet(Sequence[Prompt]):
         return {
             "source": self._source,
             "digest": self.digest,
+            "card": None if self._card is None else self._card.to_dict(),
             "prompts": [asdict(prompt) for prompt in self._prompts],
         }
 
     def summary(self) -> str:
-        """One line that says what the set holds."""
+        """What the set holds, in one line, and whose it is, in another if that is known."""
         levels = Counter(prompt.harm for prompt in self._prompts)
         topics = {topic for topic in self.topics if topic is not None}
         wordings = {wording for wording in self.wordings if wording is not None}
@@ -246,10 +280,16 @@ class PromptSet(Sequence[Prompt]):
         parts += [f"{len(topics)} topics", f"{self.n_pairs} pairs"]
         if wordings:
             parts.append(f"{len(wordings)} wordings")
-        return f"{len(self)} prompts from {self._source}: {', '.join(parts)}"
+        n_responses = sum(response is not None for response in self.responses)
+        if n_responses:
+            parts.append(f"{n_responses} responses")
+        if self.n_pairs and self.unpaired:
+            parts.append(f"{len(self.unpaired)} unpaired")
+        counts = f"{len(self)} prompts from {self._source}: {', '.join(parts)}"
+        return counts if self._card is None else f"{counts}\n{self._card.summary()}"
 
-    def _pair_sizes(self) -> Counter:
-        return Counter(prompt.pair for prompt in self._prompts if prompt.pair is not None)
+    def _like(self, prompts: Iterable[Prompt]) -> "PromptSet":
+        return PromptSet(prompts, source=self._source, card=self._card)
 
     def __len__(self) -> int:
         return len(self._prompts)
@@ -263,7 +303,7 @@ class PromptSet(Sequence[Prompt]):
     def __getitem__(self, index: slice) -> "PromptSet": ...
     def __getitem__(self, index: int | slice) -> "Prompt | PromptSet":
         if isinstance(index, slice):
-            return PromptSet(self._prompts[index], source=self._source)
+            return self._like(self._prompts[index])
         return self._prompts[index]
 
     def __eq__(self, other: object) -> bool:
@@ -273,4 +313,4 @@ class PromptSet(Sequence[Prompt]):
         return hash(self._prompts)
 
     def __repr__(self) -> str:
-        return f"<PromptSet: {self.summary()}>"
+        return f"<PromptSet: {self.summary().splitlines()[0]}>"

@@ -87,3 +87,13 @@ def byte_level():
 @pytest.fixture(scope="session")
 def with_template():
     return lambda template: byte_level_tokenizer(template=template)
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(name, content):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write

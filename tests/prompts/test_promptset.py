@@ -169,7 +169,8 @@ def test_a_file_is_not_written_over_unasked(tmp_path, ending):
 def test_the_summary_counts_what_the_set_holds():
     prompts = PromptSet([*pair("a"), Prompt("x", topic="art")], source="here")
     assert prompts.summary() == (
-        "3 prompts from here: 1 harmful, 1 harmless, 1 of unknown harm, 2 topics, 1 pairs"
+        "3 prompts from here: 1 harmful, 1 harmless, 1 of unknown harm, 2 topics, 1 pairs, "
+        "1 unpaired"
     )
 
 
