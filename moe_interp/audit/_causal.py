@@ -9,12 +9,13 @@ from jaxtyping import Float
 from numpy.random import Generator
 
 from moe_interp.experts import ExpertSet
-from moe_interp.interventions import intervention_maker, measure_many, run
+from moe_interp.interventions import intervention_maker, measure, measure_many
 from moe_interp.metrics import RefusalLogOdds, RefusalOpening, RefusalRate
 from moe_interp.models import MoEModel
 from moe_interp.prompts import PromptSet
 from moe_interp.scores import (
     Scores,
+    SideEffect,
     ablation_effect,
     attribution,
     greedy_ablation,
@@ -204,11 +205,21 @@ def _judge(
         experts,
         metric=opening,
         mode=mode,
-        frequency=frequency,
+        match=frequency,
+        benign=prompts.select(~harm),
         n_draws=n_null,
         rng=rng,
+        max_new_tokens=ANSWER_TOKENS,
     )
-    opens = measure_many(model, prompts.select(~harm), ["", experts], metric=opening, mode=mode)
+    written = RefusalRate()
+    answers = measure(
+        model,
+        prompts.select(harm),
+        [(), (intervention_maker(mode)(experts),)],
+        written,
+        max_new_tokens=ANSWER_TOKENS,
+    )
+    elsewhere = null.off_target
     return {
         "name": name,
         "metric": opening.name,
@@ -225,28 +236,22 @@ def _judge(
         "n_draws": len(null.null),
         "n_distinct": null.n_distinct,
         "match": null.match(),
-        "benign": _before_and_after(opens),
-        "texts": _compare_texts(model, prompts, experts, mode),
+        "low": null.low,
+        "high": null.high,
+        "benign": _benign(elsewhere[f"benign_{opening.name}"]),
+        "specificity": null.specificity.to_dict(),
+        "texts": {
+            "metric": written.name,
+            "harmful": _before_and_after(answers),
+            "harmless": _benign(elsewhere["over_refusal"]),
+            "harmless_changed": elsewhere["answers_changed"].observed,
+        },
+        "off_target": elsewhere.to_dict()["effects"],
     }
 
 
-def _compare_texts(
-    model: MoEModel, prompts: PromptSet, experts: ExpertSet, mode: str
-) -> dict[str, Any]:
-    """Refusals in what is written, and how many harmless answers the ablation changes at all."""
-    written, harm = RefusalRate(), prompts.harm
-    ablated = intervention_maker(mode)(experts)
-    before, after = (
-        run(model, prompts, change, max_new_tokens=ANSWER_TOKENS).texts for change in ((), ablated)
-    )
-    refused = np.stack([written.of_texts(before), written.of_texts(after)])
-    changed = np.array([old != new for old, new in zip(before, after, strict=True)])
-    return {
-        "metric": written.name,
-        "harmful": _before_and_after(refused[:, harm]),
-        "harmless": _before_and_after(refused[:, ~harm]),
-        "harmless_changed": float(changed[~harm].mean()),
-    }
+def _benign(effect: SideEffect) -> dict[str, float | None]:
+    return {name: effect.to_dict()[name] for name in ("baseline", "observed", "p_value")}
 
 
 def _before_and_after(measured: Float[np.ndarray, "two prompt"]) -> dict[str, float]:

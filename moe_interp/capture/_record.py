@@ -87,6 +87,21 @@ class RoutingRecord:
             source=self.dataset.attrs["prompts"]["source"],
         )
 
+    def inside(self, span: str) -> Bool[ndarray, " token"]:
+        """Which tokens lie in a span.
+
+        Args:
+            span: A recorded span.
+
+        Returns:
+            One boolean for each token of the record.
+
+        Raises:
+            SpanError: If the span was not recorded.
+        """
+        self._check_span(span)
+        return self.dataset["in_span"].sel(span=span).values
+
     def n_slots(self, span: str) -> Int[ndarray, " prompt"]:
         """Count the top-k slots of each prompt in a span.
 
@@ -99,7 +114,7 @@ class RoutingRecord:
         Raises:
             SpanError: If the span was not recorded.
         """
-        owner = self.dataset["prompt_index"].values[self._inside(span)]
+        owner = self.dataset["prompt_index"].values[self.inside(span)]
         return np.bincount(owner, minlength=self.n_prompts) * self.top_k
 
     def shares(self, span: str) -> Float[ndarray, "prompt layer expert"]:
@@ -114,7 +129,7 @@ class RoutingRecord:
         Raises:
             SpanError: If the span was not recorded.
         """
-        inside = self._inside(span)
+        inside = self.inside(span)
         index = self.dataset["expert_index"].values[inside].astype(np.int64)
         n_layers, n_experts = len(self.layers), self.n_experts
         # Each slot's place in the flattened (prompt, layer, expert).
@@ -149,6 +164,7 @@ class RoutingRecord:
             wording=prompts.wordings,
             id=prompts.ids,
             n_slots=self.n_slots(span),
+            top_k=self.top_k,
         )
 
     def random_profiles(self, span: str) -> Float[ndarray, "draw prompt layer expert"]:
@@ -206,10 +222,6 @@ class RoutingRecord:
             raise SpanError(
                 f"The span {span!r} was not recorded. Recorded: {', '.join(self.spans)}."
             )
-
-    def _inside(self, span: str) -> Bool[ndarray, " token"]:
-        self._check_span(span)
-        return self.dataset["in_span"].sel(span=span).values
 
 
 def open_record(path: str | Path) -> RoutingRecord:

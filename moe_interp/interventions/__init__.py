@@ -12,6 +12,7 @@ from moe_interp.interventions._intervention import (
     ExpertIntervention,
     Intervention,
     PlacedIntervention,
+    as_recipe,
 )
 from moe_interp.interventions._many import (
     MODES,
@@ -21,7 +22,13 @@ from moe_interp.interventions._many import (
     mode_name,
 )
 from moe_interp.interventions._mean import Mean, MeanOutputs, mean_outputs
-from moe_interp.interventions._measure import Metric, checked_values, metric_name, metric_unit
+from moe_interp.interventions._measure import (
+    Metric,
+    checked_values,
+    measure,
+    metric_name,
+    metric_unit,
+)
 from moe_interp.interventions._patch_output import PatchBlock, PatchOutput
 from moe_interp.interventions._patching import PatchResult, patch
 from moe_interp.interventions._renormalise import Renormalise
@@ -31,6 +38,7 @@ from moe_interp.interventions._run import RunResult, run
 from moe_interp.interventions._scale import Scale
 from moe_interp.interventions._source import CapturedRun, outputs_of, routing_of
 from moe_interp.interventions._steer import Steer
+from moe_interp.interventions._texts import text_losses
 from moe_interp.interventions._transplant import Transplant
 from moe_interp.interventions._zero import Zero
 
@@ -62,12 +70,14 @@ __all__ = [
     "Zero",
     "as_expert_set",
     "as_prompt_set",
+    "as_recipe",
     "check_experts",
     "checked_values",
     "edited",
     "forward_arguments",
     "intervention_maker",
     "mean_outputs",
+    "measure",
     "measure_effect",
     "measure_many",
     "metric_name",
@@ -77,4 +87,5 @@ __all__ = [
     "patch",
     "routing_of",
     "run",
+    "text_losses",
 ]

@@ -1,14 +1,16 @@
 """AddVector: a vector is added to what leaves a MoE block."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.random import Generator
 from torch import Tensor
 
+from moe_interp.experts import Expert
 from moe_interp.interventions._checks import check_layers, check_offered
 from moe_interp.interventions._intervention import Batch, Edit, PlacedIntervention
 from moe_interp.interventions._tokens import Tokens
@@ -73,6 +75,20 @@ class AddVector(PlacedIntervention):
                 f"`vector` has {len(self.vector)} numbers, but "
                 f"{model.architecture.model_class!r} has {model.architecture.d_model} dimensions."
             )
+
+    def matched(self, places: Mapping[Expert, Expert], rng: Generator) -> "AddVector":
+        """Give a vector of the same length in a random direction, at the same layer.
+
+        Args:
+            places: Not used: no expert is named.
+            rng: Source of randomness.
+
+        Returns:
+            The intervention with that vector.
+        """
+        direction = rng.normal(size=len(self.vector))
+        length = np.linalg.norm(self.vector) / np.linalg.norm(direction)
+        return replace(self, vector=length * direction)
 
     def edits(self, batch: Batch) -> Sequence[Edit]:
         """One correction of the block's output.

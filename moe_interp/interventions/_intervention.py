@@ -2,14 +2,16 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
+from numpy.random import Generator
 from torch import Tensor
 
+from moe_interp.errors import DesignError
 from moe_interp.experts import Expert, ExpertSet
 from moe_interp.interventions._checks import as_expert_set, check_experts
 from moe_interp.interventions._tokens import Tokens, frozen_tokens, token_mask
@@ -127,6 +129,30 @@ class Intervention(ABC):
             ValueError: If it names a layer or expert that the model does not have.
         """
 
+    @property
+    def named_experts(self) -> ExpertSet:
+        """The experts it changes; none if it changes something else."""
+        return ExpertSet()
+
+    def matched(self, places: Mapping[Expert, Expert], rng: Generator) -> "Intervention":
+        """Give the same change at random, for a null distribution.
+
+        Args:
+            places: For each of `named_experts`, the one that stands in for it.
+            rng: Source of randomness, for what names no experts.
+
+        Returns:
+            The same intervention at those experts.
+
+        Raises:
+            DesignError: If there is no random counterpart to this kind of change.
+        """
+        raise DesignError(
+            f"{type(self).__name__} names no experts that others could stand in for, so it has no "
+            "matched null. Compare it with the same change from another source, or give the "
+            "class a method `matched`."
+        )
+
 
 class PlacedIntervention(Intervention):
     """An intervention at some tokens, in some phase of a run: a base without fields.
@@ -212,6 +238,26 @@ class ExpertIntervention(PlacedIntervention):
             ValueError: If a layer does not exist or is dense, or an expert does not exist.
         """
         check_experts(model, self.experts)
+
+    @property
+    def named_experts(self) -> ExpertSet:
+        """The experts it changes."""
+        return self.experts
+
+    def matched(self, places: Mapping[Expert, Expert], rng: Generator) -> "ExpertIntervention":
+        """Give the same change to other experts.
+
+        Args:
+            places: For each expert, the one that stands in for it.
+            rng: Not used.
+
+        Returns:
+            The intervention at those experts.
+
+        Raises:
+            ValueError: If it cannot act on one of them.
+        """
+        return replace(self, experts=ExpertSet(places[expert] for expert in self.experts))
 
     def where(self, batch: Batch) -> Iterator[tuple[int, Bool[Tensor, "row token expert"]]]:
         """The experts of each layer as a mask, limited to the chosen tokens.

@@ -71,9 +71,7 @@ def outcomes(
     """
     if max_new_tokens < 0:
         raise ValueError(f"`max_new_tokens` must be at least 0, got {max_new_tokens}.")
-    for recipe in recipes:
-        for intervention in recipe:
-            intervention.check(model)
+    check_recipes(model, recipes)
     limit = None if model.max_positions is None else model.max_positions - max_new_tokens
     tokenized = tokenize(model.tokenizer, prompts, max_length=limit)
     for rows in planned_batches(tokenized.lengths + max_new_tokens, len(recipes), batch_size):
@@ -90,6 +88,17 @@ def outcomes(
             logits = _last_logits(model, encoded, prefill)
             _check_numbers(logits, prompts, recipes, recipe, prompt)
             yield Outcome(recipe, prompt, logits=logits)
+
+
+def check_recipes(model: MoEModel, recipes: Sequence[Recipe]) -> None:
+    """Refuse interventions that do not fit the model.
+
+    Raises:
+        ValueError: If one names a layer or expert that the model does not have.
+    """
+    for recipe in recipes:
+        for intervention in recipe:
+            intervention.check(model)
 
 
 def as_prompt_set(prompts: PromptSet | Sequence[str]) -> PromptSet:

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.random import Generator
 from torch import Tensor
 
 from moe_interp.experts import Expert, ExpertSet
@@ -104,6 +105,33 @@ class Steer(PlacedIntervention):
         found = {place.layer if isinstance(place, Expert) else place for place, _ in self.shifts}
         return tuple(sorted(found))
 
+    @property
+    def named_experts(self) -> ExpertSet:
+        """The experts whose logits it changes; of a whole layer, those whose number is not 0."""
+        return ExpertSet(self._by_expert())
+
+    def matched(self, places: Mapping[Expert, Expert], rng: Generator) -> "Steer":
+        """Give the same shifts to other experts.
+
+        Args:
+            places: For each expert, the one that stands in for it.
+            rng: Not used.
+
+        Returns:
+            The intervention at those experts.
+        """
+        shifts = {places[expert]: number for expert, number in self._by_expert().items()}
+        return replace(self, shifts=shifts)
+
+    def _by_expert(self) -> dict[Expert, float]:
+        """The numbers of all experts; those of a whole layer and of its experts add up."""
+        numbers: dict[Expert, float] = {}
+        for place, shift in self.shifts:
+            row = [(place, shift)] if isinstance(place, Expert) else _row(place, shift)
+            for expert, number in row:
+                numbers[expert] = numbers.get(expert, 0.0) + number
+        return numbers if self.margin else {e: number for e, number in numbers.items() if number}
+
     def edits(self, batch: Batch) -> Sequence[Edit]:
         """One correction of the logits for each layer.
 
@@ -128,6 +156,10 @@ class Steer(PlacedIntervention):
                 Edit(layer, "logits", RULES[self.margin], hit & tokens, (shift,), self.edit_phase)
             )
         return made
+
+
+def _row(layer: int, numbers: Sequence[float]) -> list[tuple[Expert, float]]:
+    return [(Expert(layer, expert), number) for expert, number in enumerate(numbers)]
 
 
 def _frozen_shifts(

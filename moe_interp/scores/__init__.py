@@ -7,11 +7,19 @@ from moe_interp.scores._direction import direction_attribution, mean_difference
 from moe_interp.scores._greedy import GreedyAblation, GreedyStep, greedy_ablation
 from moe_interp.scores._integrated import integrated_attribution
 from moe_interp.scores._logit_direction import logit_direction
-from moe_interp.scores._null import MatchedNull, matched_null
-from moe_interp.scores._routing import risk_difference, selection_frequency
+from moe_interp.scores._null import matched_null
+from moe_interp.scores._null_result import MatchedNull
+from moe_interp.scores._off_target import off_target
+from moe_interp.scores._routing import (
+    mean_router_prob,
+    mean_routing_weight,
+    risk_difference,
+    selection_frequency,
+)
 from moe_interp.scores._scores import Scores
 from moe_interp.scores._select import select_experts
 from moe_interp.scores._sensitivity import gradient_sensitivity
+from moe_interp.scores._side_effects import OffTarget, SideEffect
 from moe_interp.scores._sweep import sweep
 
 __all__ = [
@@ -19,7 +27,9 @@ __all__ = [
     "GreedyAblation",
     "GreedyStep",
     "MatchedNull",
+    "OffTarget",
     "Scores",
+    "SideEffect",
     "ablation_effect",
     "attribution",
     "compare",
@@ -30,6 +40,9 @@ __all__ = [
     "logit_direction",
     "matched_null",
     "mean_difference",
+    "mean_router_prob",
+    "mean_routing_weight",
+    "off_target",
     "risk_difference",
     "select_experts",
     "selection_frequency",

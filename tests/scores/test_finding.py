@@ -1,7 +1,6 @@
 """Finding the experts that carry a behaviour, on an organism where they are known."""
 
 import json
-import re
 
 import numpy as np
 import pytest
@@ -15,11 +14,10 @@ from moe_interp import (
     attribution,
     greedy_ablation,
     load_model,
-    matched_null,
     measure_effect,
     select_experts,
 )
-from moe_interp.scores import Scores, _greedy
+from moe_interp.scores import _greedy
 
 
 @pytest.fixture(scope="module")
@@ -40,18 +38,6 @@ def greedily(model, prompts, metric):
 @pytest.fixture(scope="module")
 def found(topic_model, halves, refusal):
     return greedily(topic_model, halves[0], refusal)
-
-
-@pytest.fixture(scope="module")
-def null(topic_model, halves, refusal, use, planted):
-    return matched_null(
-        topic_model,
-        halves[1],
-        planted,
-        metric=refusal,
-        frequency=use,
-        rng=np.random.default_rng(0),
-    )
 
 
 def test_ablation_effects_equal_runs_of_one_expert_each(topic_model, halves, refusal, singles):
@@ -185,79 +171,3 @@ def test_options_of_the_search_that_make_no_sense_are_refused(topic_model, halve
         greedy_ablation(topic_model, halves[0], metric=refusal, candidates="L3E8", stop_at=1.0)
     with pytest.raises(ValueError, match=r"There is no layer 7"):
         greedy_ablation(topic_model, halves[0], metric=refusal, candidates="L7E0")
-
-
-def test_the_planted_experts_stand_out_from_random_ones_of_like_use(null, planted):
-    assert null.baseline > 0
-    assert null.observed < 0
-    assert null.null.min() > 0
-    assert null.p_value <= 0.05
-    assert null.experts == planted
-
-
-def test_random_sets_have_the_layers_and_the_size_and_none_of_the_experts(null, planted):
-    for drawn in null.sets:
-        assert {layer: len(ids) for layer, ids in drawn.by_layer().items()} == {3: 2}
-        assert not drawn & planted
-    assert null.n_distinct == len(set(null.sets)) > 10
-    assert len(null.null) == 100
-
-
-def test_the_p_value_counts_different_sets_where_they_are_fewer_than_draws(null):
-    assert null.n_distinct < 100
-    assert null.p_value == pytest.approx(1 / (1 + null.n_distinct))
-
-
-def test_the_null_of_each_set_is_its_own_run(topic_model, halves, refusal, null):
-    for drawn, value in [(null.sets[0], null.null[0]), (null.sets[57], null.null[57])]:
-        alone = measure_effect(topic_model, halves[1], Ban(drawn), metric=refusal)
-        assert value == pytest.approx(alone.intervened.mean(), abs=2e-5)
-    assert json.loads(json.dumps(null.to_dict()))["n_distinct"] == null.n_distinct
-    assert len(null.to_frame()) == 100
-    assert re.search(r"L3E8,L3E9.*100 random sets", null.summary(), re.DOTALL)
-
-
-def test_experts_used_alike_are_drawn_most(topic_model, halves, refusal):
-    frequency = np.full((4, 16), 0.001)
-    frequency[1, :4] = [0.4, 0.38, 0.2, 0.1]
-    use = Scores.of_array("use", "fraction", frequency, layers=(0, 1, 2, 3))
-    rng = np.random.default_rng(1)
-    null = matched_null(
-        topic_model, halves[1].select([0]), "L1E0", metric=refusal, frequency=use, rng=rng
-    )
-    drawn = [next(iter(chosen)).expert for chosen in null.sets]
-    counts = [drawn.count(expert) for expert in range(4)]
-    # The kernel gives odds of 1.00 : 0.61 : 0.14 for use that is 0.95, 0.5 and 0.25 times as high.
-    assert counts[0] == 0
-    np.testing.assert_allclose(counts[1:], [57, 35, 8], atol=16)
-    assert sum(counts) == 100
-    assert null.match()["frequency"] == pytest.approx(0.4)
-    assert null.match()["null_frequency"] == pytest.approx(0.3, abs=0.04)
-
-
-def test_experts_that_do_nothing_do_not_stand_out(topic_model, halves, refusal, use):
-    idle = [int(expert) for expert in np.argsort(use.of_layer(3))[:2]]
-    null = matched_null(
-        topic_model,
-        halves[1],
-        [(3, expert) for expert in idle],
-        metric=refusal,
-        frequency=use,
-        rng=np.random.default_rng(0),
-        n_draws=20,
-    )
-    assert null.p_value > 0.3
-
-
-def test_a_null_that_cannot_be_drawn_is_refused(topic_model, halves, refusal, use):
-    rng = np.random.default_rng(0)
-    prompts = halves[1]
-    with pytest.raises(ValueError, match=r"`experts` is empty"):
-        matched_null(topic_model, prompts, "", metric=refusal, frequency=use, rng=rng)
-    with pytest.raises(ValueError, match=r"`n_draws` must be at least 19, got 5"):
-        matched_null(
-            topic_model, prompts, "L3E8", metric=refusal, frequency=use, rng=rng, n_draws=5
-        )
-    many = [(3, expert) for expert in range(9)]
-    with pytest.raises(ValueError, match=r"Layer 3 has 16 experts, 9 of which are in question"):
-        matched_null(topic_model, prompts, many, metric=refusal, frequency=use, rng=rng)

@@ -1,0 +1,19 @@
+"""Messages about arguments of a wrong kind, which a type checker would catch first."""
+
+import numpy as np
+import pytest
+
+import moe_interp as mi
+
+
+def test_a_match_that_is_no_score_is_refused():
+    model = mi.load_model("organism:topic", check=False)
+    with pytest.raises(TypeError, match=r"`match` must be Scores of use.* got \[0.1\]"):
+        mi.matched_null(
+            model,
+            ["how do i bake bread ?"],
+            "L3E8",
+            metric=mi.LogitDifference(1, 2),
+            match=[0.1],
+            rng=np.random.default_rng(0),
+        )
