@@ -121,17 +121,19 @@ def test_rows_with_different_interventions_equal_runs_of_each(tiny_model, texts)
     model = tiny_model("qwen2_moe")
     others = [" ".join(reversed(text.split())) for text in texts]
     reference = mean_outputs(model, others, [1, 2])
-    outputs = outputs_of(model, others, [1], quantities=["expert_outputs", "output"])
+    others_outputs = outputs_of(model, others, [1], quantities=["expert_outputs", "output"])
+    # As many values as those of the others, so that one could pass for the other.
+    outputs = outputs_of(model, others[::-1], [1], quantities=["expert_outputs"])
     contributions = outputs_of(model, others, [1, 2])
+    known = [(1, e) for e in range(8) if int(reference.counts[1][e])]
     recipes = {
+        "L0E0": Mean(known[:2], {expert: [0.7] * 32 for expert in known}),
+        "L0E1": Resample(known, outputs, rng=np.random.default_rng(4)),
+        "L0E2": Mean(known, {expert: [-0.7] * 32 for expert in known}),
         "L1E0": Scale("L1E0,L2E1", 2.0),
-        "L1E1": Mean([(1, e) for e in range(8) if int(reference.counts[1][e])], reference),
+        "L1E1": Mean(known, reference),
         "L1E2": Steer({(2, 5): 1.0}, tokens="last"),
-        "L1E3": Resample(
-            [(1, e) for e in range(8) if int(reference.counts[1][e])],
-            outputs,
-            rng=np.random.default_rng(3),
-        ),
+        "L1E3": Resample(known, others_outputs, rng=np.random.default_rng(3)),
         "L1E4": PatchOutput("L1E2,L1E5,L2E6,L2E0", contributions),
         "L1E5": AddVector(2, [0.3] * 32),
         "L1E6": AddVector(2, [-0.3] * 32, tokens="last"),
