@@ -1,25 +1,37 @@
 """Prompts: their texts, their design, and where their words lie among the tokens."""
 
+from moe_interp.prompts._align import Alignment, align_tokens
 from moe_interp.prompts._builtin import BUILTIN_PROMPTS
 from moe_interp.prompts._card import DataCard
 from moe_interp.prompts._chat import Rendered, render
-from moe_interp.prompts._encode import SPANS, Encoded, TokenizedPrompts, encode, tokenize
+from moe_interp.prompts._encode import Encoded, TokenizedPrompts, encode, tokenize
 from moe_interp.prompts._load import load_prompts
+from moe_interp.prompts._pair_report import PairedPrompts, PairReport, pair_report
+from moe_interp.prompts._pairing import match_lengths, pair_prompts
 from moe_interp.prompts._prompt import Prompt, listed
 from moe_interp.prompts._promptset import PromptSet
+from moe_interp.prompts._spans import DEFAULT_SPANS, SPANS
 
 __all__ = [
     "BUILTIN_PROMPTS",
+    "DEFAULT_SPANS",
     "SPANS",
+    "Alignment",
     "DataCard",
     "Encoded",
+    "PairReport",
+    "PairedPrompts",
     "Prompt",
     "PromptSet",
     "Rendered",
     "TokenizedPrompts",
+    "align_tokens",
     "encode",
     "listed",
     "load_prompts",
+    "match_lengths",
+    "pair_prompts",
+    "pair_report",
     "render",
     "tokenize",
 ]

@@ -10,12 +10,21 @@ from jaxtyping import Bool, Int
 from numpy import ndarray
 from torch import Tensor
 
-from moe_interp.errors import PromptError, SpanError
+from moe_interp.errors import PromptError
 from moe_interp.prompts._chat import Rendered, render
 from moe_interp.prompts._prompt import listed
 from moe_interp.prompts._promptset import PromptSet
-
-SPANS = ("prompt", "user", "last")
+from moe_interp.prompts._response import follow, without_end
+from moe_interp.prompts._spans import (
+    DEFAULT_SPANS,
+    PAIR_SPANS,
+    Span,
+    check_spans,
+    pair_spans,
+    tell_empty,
+    user_tokens,
+)
+from moe_interp.prompts._tokens import Added, TokenIds, token_ids_of
 
 
 @dataclass(frozen=True)
@@ -112,7 +121,7 @@ def encode(
     *,
     max_length: int | None = None,
     padding_side: str = "left",
-    spans: Sequence[str] = SPANS,
+    spans: Sequence[str] = DEFAULT_SPANS,
 ) -> Encoded:
     """Turn prompts into one padded batch of tokens.
 
@@ -140,13 +149,29 @@ def tokenize(
     prompts: PromptSet | Sequence[str],
     *,
     max_length: int | None = None,
-    spans: Sequence[str] = SPANS,
+    spans: Sequence[str] = DEFAULT_SPANS,
     chat: bool = True,
 ) -> TokenizedPrompts:
     """Turn prompts into tokens and locate their spans.
 
-    ``"prompt"`` is every token, ``"last"`` the last one, and ``"user"`` each token that holds a
-    character of the user's words, so that a token that reaches from the template into them counts.
+    ``"prompt"``: every token of the prompt.
+
+    ``"user"``: each token that holds a character of the user's words, so that a token that reaches
+    from the template into them counts.
+
+    ``"last"``: the prompt's last token.
+
+    ``"after_divergence"``: what both members of a pair end with, the tokens after the last one
+    that differs.
+
+    ``"identical_tokens"``: these, and the tokens that both members have, in one order, between the
+    first that differs and the last; the same ids in another context.
+
+    ``"response"``: the response. Responses are read only where this span is asked for, and the
+    other spans are the prompt's in any case.
+
+    A prompt without a partner, or without a response, has no token in the spans that need one; a
+    warning names such prompts.
 
     Args:
         tokenizer: A Hugging Face tokenizer; its chat template is applied if it has one.
@@ -160,62 +185,73 @@ def tokenize(
 
     Raises:
         PromptError: If a prompt is longer than `max_length`, or has no token.
-        SpanError: If a span is unknown or cannot be located exactly.
+        SpanError: If a span is unknown, cannot be located exactly, or is empty in all prompts.
     """
-    unknown = [span for span in spans if span not in SPANS]
-    if unknown:
-        raise SpanError(f"There is no span {listed(unknown)}. Spans are {listed(SPANS)}.")
+    check_spans(spans)
     texts = prompts.texts if isinstance(prompts, PromptSet) else tuple(prompts)
     names = prompts.ids if isinstance(prompts, PromptSet) else tuple(map(str, range(len(texts))))
     if chat:
         rendered = render(tokenizer, texts, locate_user="user" in spans)
     else:
         rendered = Rendered(tuple(texts), tuple((0, len(t)) for t in texts), has_template=False)
-    token_ids, added = _token_ids(tokenizer, rendered)
+    token_ids, added = token_ids_of(tokenizer, rendered)
+    responses: Sequence[str | None] = ()
+    if "response" in spans:
+        responses = prompts.responses if isinstance(prompts, PromptSet) else [None] * len(texts)
+        token_ids, added = without_end(token_ids, added, responses)
     _check_lengths([len(ids) for ids in token_ids], names, max_length)
-    located: dict[str, tuple[Bool[ndarray, " _"], ...]] = {}
-    for span in spans:
-        if span == "prompt":
-            located[span] = tuple(np.ones(len(ids), dtype=bool) for ids in token_ids)
-        elif span == "last":
-            located[span] = tuple(np.arange(len(ids)) == len(ids) - 1 for ids in token_ids)
-        else:
-            located[span] = _user_tokens(tokenizer, rendered, token_ids, added)
+    pairs = prompts.pair_positions if isinstance(prompts, PromptSet) else ()
+    located = _located(tokenizer, rendered, token_ids, added, pairs, spans)
+    if "response" in spans:
+        longer = follow(tokenizer, rendered, token_ids, responses, names)
+        located = _extended(located, token_ids, longer)
+        token_ids = longer
+        _check_lengths([len(ids) for ids in token_ids], names, max_length)
+    tell_empty(located, names)
     return TokenizedPrompts(
         token_ids=token_ids,
-        spans=located,
+        spans={span: located[span] for span in spans},
         token_text=_token_text(tokenizer, token_ids),
         pad_id=_pad_id(tokenizer),
     )
 
 
-def _token_ids(
+def _located(
     tokenizer: Any,  # noqa: ANN401
     rendered: Rendered,
-) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[bool, ...], ...]]:
-    """The token ids of each text, and which of them are specials the tokenizer added."""
-    tokens = tokenizer(
-        list(rendered.texts),
-        add_special_tokens=not rendered.has_template,
-        return_special_tokens_mask=True,
-        return_attention_mask=False,
-        padding=False,
-        truncation=False,
-        verbose=False,
-    )
-    all_ids, all_added = [], []
-    for ids, mask in zip(tokens["input_ids"], tokens["special_tokens_mask"], strict=True):
-        added = [bool(flag) and not rendered.has_template for flag in mask]
-        # A text that was rendered before it came here brings its own first token.
-        keep = [not (added[n] and _repeats_neighbour(ids, added, n)) for n in range(len(ids))]
-        all_ids.append(tuple(i for i, kept in zip(ids, keep, strict=True) if kept))
-        all_added.append(tuple(a for a, kept in zip(added, keep, strict=True) if kept))
-    return tuple(all_ids), tuple(all_added)
+    token_ids: TokenIds,
+    added: Added,
+    pairs: Sequence[tuple[int, int]],
+    spans: Sequence[str],
+) -> dict[str, Span]:
+    """The spans of the prompts themselves."""
+    located: dict[str, Span] = {}
+    if "prompt" in spans:
+        located["prompt"] = tuple(np.ones(len(ids), dtype=bool) for ids in token_ids)
+    if "last" in spans:
+        located["last"] = tuple(np.arange(len(ids)) == len(ids) - 1 for ids in token_ids)
+    if "user" in spans:
+        located["user"] = user_tokens(tokenizer, rendered, token_ids, added)
+    if set(PAIR_SPANS) & set(spans):
+        shared = pair_spans(token_ids, pairs)
+        located |= {name: shared[name] for name in PAIR_SPANS if name in spans}
+    return located
 
 
-def _repeats_neighbour(ids: Sequence[int], added: Sequence[bool], n: int) -> bool:
-    neighbours = [m for m in (n - 1, n + 1) if 0 <= m < len(ids)]
-    return any(ids[m] == ids[n] and not added[m] for m in neighbours)
+def _extended(
+    located: Mapping[str, Span], token_ids: TokenIds, longer: TokenIds
+) -> dict[str, Span]:
+    """The spans once a response stands after each prompt, and the response's own."""
+    sizes = [(len(ids), len(more)) for ids, more in zip(token_ids, longer, strict=True)]
+    extended = {
+        name: tuple(
+            np.append(tokens, np.zeros(after - before, dtype=bool))
+            for tokens, (before, after) in zip(span, sizes, strict=True)
+        )
+        for name, span in located.items()
+    }
+    extended["response"] = tuple(np.arange(after) >= before for before, after in sizes)
+    return extended
 
 
 def _check_lengths(lengths: Sequence[int], names: Sequence[str], limit: int | None) -> None:
@@ -232,41 +268,6 @@ def _check_lengths(lengths: Sequence[int], names: Sequence[str], limit: int | No
             f"{len(too_long)} of {len(lengths)} prompts are longer than the {limit} tokens that "
             f"the model reads: {listed(too_long)}. Shorten them, or leave them out with `select`."
         )
-
-
-def _user_tokens(
-    tokenizer: Any,  # noqa: ANN401
-    rendered: Rendered,
-    token_ids: Sequence[tuple[int, ...]],
-    added: Sequence[tuple[bool, ...]],
-) -> tuple[Bool[ndarray, " _"], ...]:
-    """The tokens that hold a character of the user's words."""
-    name = type(tokenizer).__name__
-    if not getattr(tokenizer, "is_fast", False):
-        raise SpanError(
-            f"{name} is a slow tokenizer, which does not say where its tokens lie in the text, so "
-            "the span 'user' cannot be located. Use a fast tokenizer, or the spans 'prompt' or "
-            "'last'."
-        )
-    if not rendered.has_template:
-        return tuple(~np.array(flags, dtype=bool) for flags in added)
-    # Post-processors of byte-level tokenizers cut the white space off the offsets. On a copy
-    # without one, the offsets of neighbouring tokens meet, so that a token of nothing but white
-    # space has a place too.
-    located = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
-    located.post_processor = None
-    encodings = located.encode_batch(list(rendered.texts), add_special_tokens=False)
-    found = []
-    for encoding, ids, (start, end) in zip(encodings, token_ids, rendered.user_spans, strict=True):
-        offsets = np.array(encoding.offsets).reshape(-1, 2)
-        inside = np.maximum(offsets[:, 0], start) < np.minimum(offsets[:, 1], end)
-        if tuple(encoding.ids) != ids or not inside.any():
-            raise SpanError(
-                f"The offsets of {name} do not place the user's words among the tokens, so the "
-                "span 'user' cannot be located. Use the spans 'prompt' or 'last'."
-            )
-        found.append(inside)
-    return tuple(found)
 
 
 def _token_text(
