@@ -24,6 +24,7 @@ DIMS = {
     "routing_weights": ("token", "layer", "top_k"),
     "router_logits": ("token", "layer", "expert"),
     "router_probs": ("token", "layer", "expert"),
+    "mean_router_input": ("span", "prompt", "layer", "d_model"),
     "random_profile": ("span", "draw", "prompt", "layer", "expert"),
 }
 
@@ -40,7 +41,7 @@ def empty_arrays(
     Args:
         architecture: The model's sizes.
         tokens: The prompts as tokens.
-        quantities: What to keep of each token; the routing weights are kept in any case, to be
+        quantities: What to keep of tokens or spans; the routing weights are kept in any case, to be
             checked.
         n_draws: Number of random routers.
 
@@ -55,9 +56,14 @@ def empty_arrays(
         "prompt": len(tokens.token_ids),
         "span": len(tokens.spans),
         "draw": n_draws,
+        "d_model": architecture.d_model,
     }
     real = np.float64 if architecture.dtype == "float64" else np.float32
-    kinds = {"expert_index": np.int16, "random_profile": np.float32}
+    kinds = {
+        "expert_index": np.int16,
+        "random_profile": np.float32,
+        "mean_router_input": np.float32,
+    }
     names = [*quantities, "routing_weights", *(["random_profile"] if n_draws else [])]
     return {
         name: np.zeros([sizes[dim] for dim in DIMS[name]], dtype=kinds.get(name, real))
@@ -86,7 +92,11 @@ def fill_batch(
             if name == "random_profile":
                 n_slots = np.array(sizes) * arrays["expert_index"].shape[-1]
                 slots = found["random_slots"].cpu().numpy()
-                array[:, :, chosen, row] = slots / rearrange(n_slots, "span row -> span 1 row 1")
+                # A prompt without a token in a span has no shares there, not shares of 0.
+                known = np.where(n_slots > 0, n_slots, np.nan)
+                array[:, :, chosen, row] = slots / rearrange(known, "span row -> span 1 row 1")
+            elif name == "mean_router_input":
+                array[:, chosen, row] = found[name].cpu().numpy()
             else:
                 value = found[name].cpu()
                 wide = value if name == "expert_index" else value.double()
@@ -151,7 +161,7 @@ def to_dataset(
         prompts: The prompts.
         tokens: The prompts as tokens.
         arrays: What was recorded.
-        quantities: Which of the arrays by token to keep.
+        quantities: Which of the arrays by token or span to keep.
 
     Returns:
         The dataset of a `RoutingRecord`.
@@ -174,6 +184,7 @@ def to_dataset(
         "harm": ("prompt", _harm(prompts)),
         "pair": ("prompt", _texts(prompts.pairs)),
         "wording": ("prompt", _texts(prompts.wordings)),
+        "response": ("prompt", _texts(prompts.responses)),
         "id": ("prompt", _texts(prompts.ids)),
     }
     attributes = {

@@ -26,7 +26,10 @@ from moe_interp.models import MoEModel
 from moe_interp.models._traced_record import record_layers
 from moe_interp.prompts import Encoded, Prompt, PromptSet, tokenize
 
-QUANTITIES = ("expert_index", "routing_weights", "router_logits", "router_probs")
+QUANTITIES = (
+    *("expert_index", "routing_weights", "router_logits", "router_probs"),
+    "mean_router_input",
+)
 DEFAULT_QUANTITIES = QUANTITIES[:3]
 DEFAULT_RANDOM_ROUTERS = 99
 _MAX_ROUTER_BYTES = 8 * 2**30
@@ -61,8 +64,11 @@ def record_routing(
         model: The model, from `load_model`.
         prompts: The prompts, or their texts; the tokenizer's chat template is applied.
         quantities: What to keep of each token: ``"expert_index"`` (always kept),
-            ``"routing_weights"``, ``"router_logits"``, ``"router_probs"``.
-        spans: The token sets to locate in each prompt: ``"user"``, ``"prompt"``, ``"last"``.
+            ``"routing_weights"``, ``"router_logits"``, ``"router_probs"``; and of each prompt and
+            span: ``"mean_router_input"``, the mean of the hidden states that each router reads.
+        spans: The token sets to locate in each prompt: ``"user"``, ``"prompt"``, ``"last"``; for
+            pairs ``"after_divergence"`` and ``"identical_tokens"``; and ``"response"``, which
+            appends the prompts' responses. `tokenize` defines them.
         batch_size: Prompts in a batch, or ``"auto"``: by number of tokens.
         padding_side: ``"right"`` or ``"left"``.
         store: A folder to save the record to.
@@ -76,7 +82,7 @@ def record_routing(
 
     Raises:
         PromptError: If a prompt is longer than the model reads.
-        SpanError: If a span is unknown or cannot be located exactly.
+        SpanError: If a span is unknown, cannot be located exactly, or is empty in all prompts.
         ResultExistsError: If `store` exists; raised before the model runs.
         UnsupportedArchitectureError: If the MoE layers differ in size.
         ValueError: If an option has another value, or the model gives weights that are not finite.

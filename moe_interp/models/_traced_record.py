@@ -28,14 +28,17 @@ def record_layers(
     """Read quantities of layers, which must come in order of depth, at the real tokens.
 
     Returns for each layer ``{name: [token ...]}``, the tokens row by row. ``expert_index`` and
-    ``routing_weights`` are sorted by weight, highest first. A layer in ``random_routers`` also has
-    ``random_slots`` ``[span draw batch expert]``, see `count_random_choices`.
+    ``routing_weights`` are sorted by weight, highest first. ``mean_router_input``
+    ``[span batch d_model]`` is a mean over the tokens of each span. A layer in ``random_routers``
+    also has ``random_slots`` ``[span draw batch expert]``, see `count_random_choices`.
     """
+    with_means = "mean_router_input" in names
+    names = [name for name in names if name != "mean_router_input"]
     recorded = {}
     for layer in layers:
         routers = random_routers.get(layer.layer)
         wanted = [*names, "expert_index", "routing_weights"]
-        if routers is not None:
+        if with_means or routers is not None:
             wanted.append("router_input")
         found = {}
         for name, value in read(layer, list(dict.fromkeys(wanted))).items():
@@ -43,13 +46,32 @@ def record_layers(
         weights, order = found["routing_weights"].sort(dim=-1, descending=True, stable=True)
         found["routing_weights"] = weights
         found["expert_index"] = found["expert_index"].gather(-1, order)
+        hidden = found.pop("router_input", None)
+        if with_means:
+            found["mean_router_input"] = mean_by_span(hidden, real, spans)
         if routers is not None:
-            hidden = found.pop("router_input")
             found["random_slots"] = count_random_choices(
                 hidden, routers.to(hidden.device), real, spans, layer.top_k
             )
         recorded[layer.layer] = found
     return recorded
+
+
+def mean_by_span(
+    hidden: 'Float[Tensor, "token d_model"]',
+    real: 'Bool[Tensor, "batch pos"]',
+    spans: 'Bool[Tensor, "span batch pos"]',
+) -> 'Float[Tensor, "span batch d_model"]':
+    """Mean of what the tokens of each span hold, by row of the batch; tokens come row by row."""
+    row = real.nonzero()[:, 0].to(hidden.device)
+    hidden = hidden.float()
+    means = []
+    for span in spans[:, real].to(hidden.device):
+        total = hidden.new_zeros(real.shape[0], hidden.shape[1])
+        total.index_add_(0, row[span], hidden[span])
+        count = torch.bincount(row[span], minlength=real.shape[0])
+        means.append(total / count.clamp(min=1)[:, None])
+    return torch.stack(means)
 
 
 def count_random_choices(
