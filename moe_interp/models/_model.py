@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
+from typing import Any
 
 import torch
 from nnsight.modeling.transformers import TransformersModel
@@ -192,6 +194,34 @@ class MoEModel:
     def scan(self) -> Callable:
         """Trace shapes only, where the experts implementation allows it: nnsight's ``scan``."""
         return self._up_to_date().scan
+
+    def edited(
+        self,
+        interventions: Any,  # noqa: ANN401  Interventions, which this layer knows nothing of.
+        *,
+        prompts: Any = None,  # noqa: ANN401
+    ) -> "MoEModel":
+        """Give a model that applies interventions in every trace, generation and run.
+
+        Args:
+            interventions: What to change, applied in list order.
+            prompts: What the model will be traced with, where interventions name its tokens.
+
+        Returns:
+            The edited model, see `moe_interp.edited`; this one stays as it is.
+
+        Raises:
+            ValueError: If an intervention does not fit the model.
+            TypeError: If something else is among the interventions.
+
+        Example:
+            >>> import moe_interp as mi
+            >>> quiet = mi.load_model("organism:topic").edited(mi.Ban("L3E8,L3E9"))
+            >>> mi.run(quiet, ["how do i open the lock to start an attack ?"]).next_tokens
+            ('careful',)
+        """
+        # By the public name: interventions lie above models, which must not import them.
+        return import_module("moe_interp").edited(self, interventions, prompts=prompts)
 
     def remember_exact_sums(self, experts: Iterable[str]) -> None:
         """Note which experts were seen to return, bit for bit, what their slots add up to.

@@ -30,6 +30,12 @@ def test_runs_of_an_edited_model_are_runs_with_the_interventions(family, tiny_mo
     )
 
 
+def test_a_model_can_be_asked_for_an_edited_one(tiny_model, texts):
+    model = tiny_model("olmoe")
+    expected = run(model, texts, CHANGES).logits
+    assert torch.equal(run(model.edited(CHANGES), texts).logits, expected)
+
+
 def test_generation_of_an_edited_model_is_changed_at_every_step(tiny_model, texts):
     model = tiny_model("olmoe")
     changed = edited(model, CHANGES)
