@@ -15,13 +15,15 @@ PAGE = "interventions.md"
 
 def test_the_code_runs(tmp_path):
     names, n_blocks = doc_pages.run_page(PAGE, tmp_path)
-    assert n_blocks == 6
+    assert n_blocks == 7
     plain = mi.run(names["model"], names["prompts"]).logits
     assert torch.equal(names["same"].logits, plain)
     for changed in ("averaged", "flipped", "result"):
         assert not torch.equal(names[changed].logits, plain)
     chosen = names["chosen"]
     assert not bool(((chosen == 8) | (chosen == 9)).any())
+    assert names["null"].p_value < 0.1
+    assert names["null"].specificity.p_value < 0.1
     assert abs(names["coalition"].effect[0]) > 0.01
     assert names["free"].intervened != pytest.approx(names["frozen"].intervened, abs=1e-6)
 
