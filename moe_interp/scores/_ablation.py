@@ -2,21 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 
-import numpy as np
-
 from moe_interp.experts import Expert, ExpertSet
-from moe_interp.interventions import (
-    Metric,
-    Mode,
-    as_expert_set,
-    as_prompt_set,
-    check_experts,
-    measure_many,
-    metric_unit,
-)
+from moe_interp.interventions import Metric, Mode
 from moe_interp.models import MoEModel
 from moe_interp.prompts import PromptSet
 from moe_interp.scores._scores import Scores
+from moe_interp.scores._sweep import sweep
 
 
 def ablation_effect(
@@ -31,8 +22,8 @@ def ablation_effect(
 ) -> Scores:
     """Measure what taking each expert away, alone, does to the metric of each prompt.
 
-    Exact, one expert at a time, many of them in one batch. Experts that stand in for each other
-    show no effect alone; `greedy_ablation` finds those.
+    This is `sweep` by banning: another expert is chosen instead. Experts that stand in for each
+    other show no effect alone; `greedy_ablation` finds those.
 
     Args:
         model: The model.
@@ -50,25 +41,13 @@ def ablation_effect(
     Raises:
         ValueError: If a layer or expert does not exist, or the metric or mode does not fit.
     """
-    prompts = as_prompt_set(prompts)
-    layers, n_experts = tuple(model.moe), model.architecture.n_experts
-    if isinstance(experts, str) and experts == "all":
-        chosen = [Expert(layer, expert) for layer in layers for expert in range(n_experts)]
-    else:
-        asked = as_expert_set(experts)
-        check_experts(model, asked)
-        chosen = list(asked)
-    sets = [ExpertSet(), *(ExpertSet([expert]) for expert in chosen)]
-    measured = measure_many(
+    swept = sweep(
         model,
         prompts,
-        sets,
         metric=metric,
         mode=mode,
+        experts=experts,
         max_new_tokens=max_new_tokens,
-        batch_rows=batch_rows,
+        batch_size=batch_rows,
     )
-    effects = np.full((len(prompts), len(layers), n_experts), np.nan)
-    for expert, without in zip(chosen, measured[1:], strict=True):
-        effects[:, layers.index(expert.layer), expert.expert] = without - measured[0]
-    return Scores.of_array("ablation_effect", metric_unit(metric), effects, layers=layers)
+    return Scores("ablation_effect", swept.unit, swept.array.rename("ablation_effect"))

@@ -8,7 +8,7 @@ import pytest
 
 from moe_interp import Expert, ExpertSet, record_routing, risk_difference, select_experts
 from moe_interp.errors import DesignError, SpanError
-from moe_interp.scores import Scores
+from moe_interp.scores import Scores, mean_router_prob, mean_routing_weight, selection_frequency
 
 
 @pytest.fixture
@@ -87,3 +87,57 @@ def test_risk_difference_needs_both_kinds_of_prompts(topic_model, halves):
     record = record_routing(topic_model, halves[0], n_random_routers=0, progress=False)
     with pytest.raises(DesignError, match=r"All \d+ prompts are harmful"):
         risk_difference(record)
+
+
+@pytest.fixture(scope="module")
+def record(topic_model, organism_prompts):
+    """A record of prompts of several lengths, with weights and logits."""
+    return record_routing(
+        topic_model,
+        organism_prompts.select(np.arange(7)),
+        quantities=("expert_index", "routing_weights", "router_logits"),
+        progress=False,
+    )
+
+
+@pytest.mark.parametrize("span", ["prompt", "user"])
+def test_scores_of_use_are_means_over_the_tokens_of_each_prompt(record, span):
+    data = record.dataset.transpose("span", "token", "layer", "top_k", "expert", ...)
+    inside = data["in_span"].sel(span=span).values
+    mass, probs = np.zeros((2, 7, 4, 16))
+    for prompt in range(7):
+        tokens = np.flatnonzero(inside & (data["prompt_index"].values == prompt))
+        for token in tokens:
+            for layer in range(4):
+                logits = data["router_logits"].values[token, layer].astype(float)
+                odds = np.exp(logits)
+                probs[prompt, layer] += odds / odds.sum() / len(tokens)
+                for slot in range(2):
+                    expert = data["expert_index"].values[token, layer, slot]
+                    weight = data["routing_weights"].values[token, layer, slot]
+                    mass[prompt, layer, expert] += weight / len(tokens)
+    np.testing.assert_allclose(mean_routing_weight(record, span=span).array, mass, rtol=1e-5)
+    np.testing.assert_allclose(mean_router_prob(record, span=span).array, probs, rtol=1e-5)
+    idle = selection_frequency(record, span=span).array.values == 0
+    assert (mass[idle] == 0).all()
+    assert (mass[~idle] > 0).all()
+
+
+def test_scores_that_a_record_cannot_give_are_refused_by_name(record):
+    bare = type(record)(record.dataset.drop_vars(["router_logits", "routing_weights"]))
+    with pytest.raises(DesignError, match=r"no `routing_weights`. Capture it with record_routing"):
+        mean_routing_weight(bare)
+    with pytest.raises(DesignError, match=r"no `router_logits`"):
+        mean_router_prob(bare)
+    facts = {**record.dataset.attrs["model"], "score_function": "sqrtsoftplus"}
+    other = type(record)(record.dataset.assign_attrs(model=facts))
+    with pytest.raises(DesignError, match=r"scores experts by 'sqrtsoftplus'.*mean_routing_weight"):
+        mean_router_prob(other)
+
+
+def test_sigmoid_routers_have_their_scores_averaged(record):
+    facts = {**record.dataset.attrs["model"], "score_function": "sigmoid"}
+    other = type(record)(record.dataset.assign_attrs(model=facts))
+    logits = record.dataset["router_logits"].values[record.dataset["prompt_index"].values == 2]
+    expected = (1 / (1 + np.exp(-logits.astype(float)))).mean(axis=0)
+    np.testing.assert_allclose(mean_router_prob(other).array[2], expected, rtol=1e-6)
