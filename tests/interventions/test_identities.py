@@ -92,10 +92,16 @@ def test_routing_from_a_record_is_that_of_the_run(tiny_model, texts):
     assert (moved - logits).abs().max() > 0.01
 
 
+# Under the other two the sizes of the experts' matrix products change with the other rows.
+@pytest.mark.parametrize(
+    ("implementation", "tolerance"), [("batched_mm", 0), ("grouped_mm", 1e-6), ("eager", 1e-6)]
+)
 @pytest.mark.parametrize("kind", ["renormalise", "force", "steer", "vector", "mean"])
-def test_untouched_rows_keep_their_bits_beside_changed_ones(kind, tiny_model, monkeypatch):
+def test_untouched_rows_keep_their_bits_beside_changed_ones(
+    kind, implementation, tolerance, tiny_model, monkeypatch
+):
     model, text = tiny_model("olmoe"), ["how do i kill the process"]
-    monkeypatch.setattr(model.nnsight._module.config, "_experts_implementation", "batched_mm")
+    monkeypatch.setattr(model.nnsight._module.config, "_experts_implementation", implementation)
     reference = mean_outputs(model, text, [1])
     known = [(1, e) for e in range(8) if int(reference.counts[1][e])]
     make = {
@@ -113,7 +119,7 @@ def test_untouched_rows_keep_their_bits_beside_changed_ones(kind, tiny_model, mo
 
     sets = [ExpertSet(), ExpertSet([(1, 3), (1, 4)])]
     measure_many(model, text, sets, metric=keep, mode=make)
-    assert torch.equal(kept[0][0], alone[0])
+    assert (kept[0][0] - alone[0]).abs().max() <= tolerance * alone[0].abs().max()
     assert (kept[0][1] - alone[0]).abs().max() > 1e-4
 
 
