@@ -8,7 +8,8 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from moe_interp.errors import DesignError
-from moe_interp.stats._profile import RoutingProfile, centred
+from moe_interp.stats._embedding import centred
+from moe_interp.stats._profile import RoutingProfile
 from moe_interp.stats._schemes import (
     SCHEMES,
     Exchange,
@@ -57,16 +58,20 @@ class Design:
         """Number of jackknife groups."""
         return int(self.group.max()) + 1
 
-    def embed(self, profile: RoutingProfile) -> Float[ndarray, "prompt layer expert"]:
+    def embed(
+        self, profile: RoutingProfile, shares: Float[ndarray, "prompt row expert"] | None = None
+    ) -> Float[ndarray, "prompt row expert"]:
         """Return the Hellinger points of the prompts that take part.
 
         Args:
             profile: The profile this design was made from.
+            shares: Shares of the prompts that take part over the same tokens as the profile's;
+                the profile's own if None.
 
         Returns:
             The points, less the mean profile, which no share depends on.
         """
-        return centred(profile.embedding[self.rows])
+        return centred(profile.points(self.rows, shares))
 
 
 def make_design(profile: RoutingProfile, scheme: str, *, need_topics: bool) -> Design:

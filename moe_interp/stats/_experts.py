@@ -5,17 +5,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy import ndarray
 from numpy.random import Generator
-from scipy.sparse import csr_array
 from scipy.stats import false_discovery_control
 from scipy.stats import t as student_t
 
+from moe_interp.stats._contrast import Weights, centred_unit_sums
 from moe_interp.stats._design import Design, make_design
 from moe_interp.stats._forms import harm_rows
+from moe_interp.stats._product import Product, check_product, product_error
 from moe_interp.stats._profile import RoutingProfile
-from moe_interp.stats._relabel import check_resamples, draw_labels, is_exhaustive, max_p_values
+from moe_interp.stats._relabel import (
+    TIE_TOLERANCE,
+    check_resamples,
+    draw_labels,
+    is_exhaustive,
+    max_p_values,
+)
 from moe_interp.stats._results import plain
 from moe_interp.stats._shares import interval_factor, jackknife_error
 
@@ -36,7 +43,7 @@ class ExpertTests:
         effect: Selection share on harmful minus harmless prompts of the same topic, -1 to 1.
         low: Lower end of the 95 % jackknife interval of the effect.
         high: Upper end.
-        statistic: Effect in units of its spread under relabelling (clustered score statistic).
+        statistic: Effect in units of its spread without an effect (clustered score statistic).
         p: p-value of the expert alone, from the score statistic.
         p_adjusted: Permutation p-value adjusted for all experts of all layers (max-T).
         q: Benjamini-Hochberg adjusted `p` over all experts of all layers.
@@ -108,14 +115,15 @@ def expert_tests(
     rng: Generator,
     scheme: str = "auto",
     alpha: float = 0.05,
+    product: Product = np.matmul,
 ) -> ExpertTests:
     """Test every expert for a difference between harmful and harmless prompts of one topic.
 
-    The statistic is the within-topic covariance of harm and selection share over its spread
-    under relabelling, a score statistic with whole exchange units as clusters. All experts see
-    the same relabellings, one matrix product, so the largest statistic of each corrects for
-    having looked at all of them [1]. `p` and `q` take the statistic as Student's t, which needs
-    units of similar size and more than a handful of them; `p_adjusted` needs neither.
+    The statistic is the within-topic covariance of harm and selection share over its spread,
+    which may differ between harm levels: a score statistic with exchange units as clusters. All
+    experts see the same relabellings, one matrix product, so the largest statistic of each
+    corrects for having looked at all of them [1]. `p` and `q` take the statistic as Student's t,
+    which needs units of similar size and more than a handful of them; `p_adjusted` needs neither.
 
     Args:
         profile: Profile of one span.
@@ -124,6 +132,7 @@ def expert_tests(
         scheme: What is exchangeable: ``"wording_pair"``, ``"wording"``, ``"pair"``,
             ``"within_topic"``, or ``"auto"`` to choose from the labels.
         alpha: Level that the scheme must be able to reach.
+        product: Matrix product in single precision, see `harm_test`.
 
     Returns:
         Effect, interval and p-values of every expert.
@@ -145,18 +154,10 @@ def expert_tests(
     )
     effect, error = _effect(design, shares)
     reach = interval_factor(design.n_groups) * error
-    unit_sums, offset, freedom = _standardised_units(design, shares)
-    values = np.array([-1.0, 1.0])
-    flips = design.exchange.kind == "flip"
-    own = np.ones(design.exchange.n_units) if flips else values[design.exchange.label]
-    statistic = own @ unit_sums - offset
-    maxima = []
-    for labels in draw_labels(design.exchange, n_resamples, rng, width=shares.shape[1]):
-        multiplier = labels.astype(np.float64) if flips else values[labels]
-        null = multiplier @ unit_sums - offset
-        maxima.append(np.maximum(null.max(axis=1), -null.min(axis=1)))
-    maxima = np.concatenate(maxima)
-    p_value = _score_p_value(statistic, freedom)
+    scores = _Scores(design, shares, product)
+    statistic = scores.observed
+    maxima = scores.maxima(n_resamples, rng)
+    p_value = scores.p_value
     exhaustive = is_exhaustive(design.exchange, n_resamples)
     found = {
         "effect": effect,
@@ -198,41 +199,81 @@ def _effect(
     return effects[0], jackknife_error(effects[1:])
 
 
-def _standardised_units(
-    design: Design, shares: Float[ndarray, "prompt feature"]
-) -> tuple[Float[ndarray, "unit feature"], Float[ndarray, " feature"], int]:
-    """Unit sums over the spread their contrast has under relabelling, its mean, and the freedom."""
-    exchange = design.exchange
-    rows = harm_rows(design, np.ones(design.n_prompts, dtype=bool))
-    flips = exchange.kind == "flip"
-    weights = rows.sum(axis=0) if flips else np.ones(design.n_prompts)
-    topic = csr_array((np.ones(design.n_prompts), (design.topic, np.arange(design.n_prompts))))
-    means = (topic @ shares) / np.asarray(topic.sum(axis=1)).reshape(-1, 1)
-    collect = csr_array((weights, (exchange.unit, np.arange(design.n_prompts))))
-    sums = collect @ (shares - means[design.topic])
-    if flips:
-        variance, offset, freedom = (sums**2).sum(axis=0), np.zeros(sums.shape[1]), len(sums)
-    else:
-        variance, offset, freedom = np.zeros(sums.shape[1]), np.zeros(sums.shape[1]), 0
-        values = 2.0 * exchange.label - 1
-        for stratum in range(int(exchange.stratum.max()) + 1):
-            own = exchange.stratum == stratum
-            offset += values[own].mean() * sums[own].sum(axis=0)
-            if own.sum() > 1:
-                variance += values[own].var(ddof=1) * own.sum() * sums[own].var(axis=0)
-                freedom += int(own.sum()) - 1
+class _Scores:
+    """Score statistics of all experts: contrast of the units' sums over its own spread."""
+
+    def __init__(
+        self, design: Design, shares: Float[ndarray, "prompt feature"], product: Product
+    ) -> None:
+        self._exchange, self._weights = design.exchange, Weights(design.exchange)
+        self._product = product
+        sums = centred_unit_sums(design, shares)
+        # A scale for each expert, so that one tolerance serves them all.
+        spread = np.sqrt((sums**2).sum(axis=0))
+        self._sums = sums * np.divide(
+            1.0, spread, out=np.zeros_like(spread), where=spread > _CONSTANT
+        )
+        self._squares = self._sums**2
+        check_product(product, self._sums)
+        flips = self._weights.flips
+        own = np.ones_like(design.exchange.label) if flips else design.exchange.label
+        self._label = own[None]
+        self.observed = self._exact(self._label)[0]
+
+    @property
+    def p_value(self) -> Float[ndarray, " feature"]:
+        r"""Two-sided p-value of each expert alone.
+
+        For flips :math:`t = z \sqrt{(n - 1) / (n - z^2)}` is the paired t statistic itself.
+        """
+        freedom = self._exchange.n_units
+        if not self._weights.flips:
+            sizes = np.bincount(self._exchange.stratum)
+            freedom = int((sizes[sizes > 1] - 1).sum())
+        room = np.maximum(freedom - self.observed**2, 1e-12 * freedom)
+        student = self.observed * np.sqrt((freedom - 1) / room)
+        return 2 * student_t.sf(np.abs(student), freedom - 1)
+
+    def maxima(self, n_resamples: int, rng: Generator) -> Float[ndarray, " draw"]:
+        """Return the largest statistic of each relabelling, near ties in double precision."""
+        width = self._sums.shape[1] * (1 if self._weights.flips else 2)
+        single, squares = self._sums.astype(np.float32), self._squares.astype(np.float32)
+        steps = np.sort(np.abs(self.observed))
+        found = []
+        for labels in draw_labels(self._exchange, n_resamples, rng, width=width):
+            contrast = self._product(self._weights.signs(labels).astype(np.float32), single)
+            if self._weights.flips:
+                largest = np.maximum(contrast.max(axis=1), -contrast.min(axis=1)).astype(float)
+            else:
+                weights = self._weights.of_squares(labels).astype(np.float32)
+                variance = self._product(weights, squares)
+                largest = np.abs(_over_root(contrast, variance)).max(axis=1).astype(float)
+            # The next observed statistics on either side, at least as far away as rounding.
+            reach = self._bound(largest)
+            near = np.searchsorted(steps, largest - reach) != np.searchsorted(
+                steps, largest + reach, side="right"
+            )
+            if near.any():
+                largest[near] = np.abs(self._exact(labels[near])).max(axis=1)
+            found.append(largest)
+        return np.concatenate(found)
+
+    def _exact(self, labels: Int[ndarray, "draw unit"]) -> Float[ndarray, "draw feature"]:
+        contrast = self._weights.signs(labels).astype(np.float64) @ self._sums
+        if self._weights.flips:
+            return contrast
+        return _over_root(contrast, self._weights.of_squares(labels) @ self._squares)
+
+    def _bound(self, largest: Float[ndarray, " draw"]) -> Float[ndarray, " draw"]:
+        """Bound how far single precision, and near ties, may move a statistic."""
+        least = 1.0 if self._weights.flips else float(self._weights.least)
+        error = product_error(self._sums).max() / np.sqrt(least)
+        relative = (len(self._sums) + 8) * float(np.finfo(np.float32).eps)
+        return error + 2 * TIE_TOLERANCE * (1 + largest) + relative * largest
+
+
+def _over_root(
+    contrast: Float[ndarray, "draw feature"], variance: Float[ndarray, "draw feature"]
+) -> Float[ndarray, "draw feature"]:
     spread = np.sqrt(variance)
-    inverse = np.divide(1.0, spread, out=np.zeros_like(spread), where=spread > _CONSTANT)
-    return sums * inverse, offset * inverse, freedom
-
-
-def _score_p_value(
-    statistic: Float[ndarray, " feature"], freedom: int
-) -> Float[ndarray, " feature"]:
-    r"""Two-sided p-value of a score statistic whose square cannot exceed `freedom`.
-
-    For sign flips :math:`t = z \sqrt{(n - 1) / (n - z^2)}` is the paired t statistic itself.
-    """
-    room = np.maximum(freedom - statistic**2, 1e-12 * freedom)
-    student = statistic * np.sqrt((freedom - 1) / room)
-    return 2 * student_t.sf(np.abs(student), freedom - 1)
+    return np.divide(contrast, spread, out=np.zeros_like(contrast), where=spread > 0)

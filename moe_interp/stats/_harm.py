@@ -4,17 +4,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from einops import rearrange, reduce
 from jaxtyping import Float
 from numpy import ndarray
 from numpy.random import Generator
-from scipy.sparse import csr_array
 
-from moe_interp.stats._design import Design, make_design
-from moe_interp.stats._forms import SumsOfSquares, harm_rows, topic_rows
+from moe_interp.stats._contrast import HarmSquares, TopicSquares
+from moe_interp.stats._design import make_design
+from moe_interp.stats._product import Product
 from moe_interp.stats._profile import RoutingProfile
 from moe_interp.stats._relabel import Tally, check_resamples, draw_labels, is_exhaustive
 from moe_interp.stats._results import format_p, plain
+from moe_interp.stats._schemes import Exchange
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,6 +112,7 @@ def harm_test(
     rng: Generator,
     scheme: str = "auto",
     alpha: float = 0.05,
+    product: Product = np.matmul,
 ) -> HarmTest:
     """Test whether routing follows harm within topics, and whether it follows topic.
 
@@ -127,6 +128,10 @@ def harm_test(
         scheme: What is exchangeable: ``"wording_pair"``, ``"wording"``, ``"pair"``,
             ``"within_topic"``, or ``"auto"`` to choose from the labels.
         alpha: Level that the scheme must be able to reach.
+        product: Matrix product in single precision, to use a graphics card: ``lambda a, b:
+            (torch.tensor(a, device="cuda") @ torch.tensor(b, device="cuda")).cpu().numpy()``.
+            Relabellings that its rounding leaves undecided are computed again in double
+            precision, so that no p-value depends on it.
 
     Returns:
         The p-values per layer and pooled.
@@ -144,18 +149,21 @@ def harm_test(
     design = make_design(profile, scheme, need_topics=False)
     design.exchange.require(alpha, "harm")
     points = design.embed(profile)
-    sums = SumsOfSquares(design, points)()
-    harm, nested = _count_harm(design, points, sums, n_resamples, rng)
+    harm = _count(
+        HarmSquares(design, points, product), design.exchange, n_resamples, rng, points[0].size
+    )
+    main, nested = np.split(harm.p_value, 2)
+    topic = np.full(profile.n_layers + 1, np.nan)
     if len(design.topics) > 1:
         design.topic_exchange.require(alpha, "topic")
-        topic = _count_topic(design, points, sums, n_resamples, rng).p_value
-    else:
-        topic = np.full(profile.n_layers + 1, np.nan)
+        squares = TopicSquares(design, points, product)
+        width = squares.n_columns * max(design.topic_exchange.n_units, points[0].size)
+        topic = _count(squares, design.topic_exchange, n_resamples, rng, width).p_value
     return HarmTest(
         layers=profile.layers,
         span=profile.span,
-        harm=harm.p_value,
-        harm_nested=nested.p_value,
+        harm=main,
+        harm_nested=nested,
         topic=topic,
         scheme=design.scheme,
         words=design.exchange.words,
@@ -167,82 +175,25 @@ def harm_test(
     )
 
 
-def _count_harm(
-    design: Design,
-    points: Float[ndarray, "prompt layer expert"],
-    sums: dict[str, Float[ndarray, " layer"]],
+def _count(
+    squares: HarmSquares | TopicSquares,
+    exchange: Exchange,
     n_resamples: int,
     rng: Generator,
-) -> tuple[Tally, Tally]:
-    exchange, n_layers = design.exchange, points.shape[1]
-    features = rearrange(points, "prompt layer expert -> prompt (layer expert)")
-    everyone = np.ones(design.n_prompts, dtype=bool)
-    rows = harm_rows(design, everyone)
-    sizes = (rows**2).sum(axis=1)
-    flips = exchange.kind == "flip"
-    values = np.array([-1.0, 1.0])
-    parts = []
-    for topic in range(len(design.topics)):
-        members = np.flatnonzero(design.topic == topic)
-        units, position = np.unique(exchange.unit[members], return_inverse=True)
-        own = features[members] - features[members].mean(axis=0)
-        weights = rows[topic, members] if flips else np.ones(len(members))
-        collect = csr_array((weights, (position, np.arange(len(members)))))
-        parts.append((units, collect @ own, sizes[topic]))
-    exhaustive = is_exhaustive(exchange, n_resamples)
-    total = _with_total(sums["total"])
-    tallies = [
-        Tally(_with_total(sums[name]), total=total, exhaustive=exhaustive)
-        for name in ("harm", "nested")
-    ]
-    for labels in draw_labels(exchange, n_resamples, rng, width=features.shape[1]):
-        multiplier = labels.astype(np.float64) if flips else values[labels]
-        main = np.zeros((len(labels), features.shape[1]))
-        nested = np.zeros((len(labels), n_layers))
-        for units, unit_sums, size in parts:
-            contrast = multiplier[:, units] @ unit_sums
-            main += contrast
-            nested += _layer_squares(contrast, n_layers) / size
-        tallies[0].add(_with_total(_layer_squares(main, n_layers) / sizes.sum()))
-        tallies[1].add(_with_total(nested))
-    return tallies[0], tallies[1]
-
-
-def _count_topic(
-    design: Design,
-    points: Float[ndarray, "prompt layer expert"],
-    sums: dict[str, Float[ndarray, " layer"]],
-    n_resamples: int,
-    rng: Generator,
+    width: int,
 ) -> Tally:
-    exchange, n_layers = design.topic_exchange, points.shape[1]
-    features = rearrange(points, "prompt layer expert -> prompt (layer expert)")
-    levels = (design.harm > 0).astype(int)
-    for level in (0, 1):
-        features[levels == level] -= features[levels == level].mean(axis=0)
-    collect = csr_array((np.ones(design.n_prompts), (exchange.unit, np.arange(design.n_prompts))))
-    unit_sums = collect @ features
-    scaled, _ = topic_rows(design, np.ones(design.n_prompts, dtype=bool))
-    tally = Tally(_with_total(sums["topic"]), total=_with_total(sums["total"]), exhaustive=False)
-    n_columns = scaled.shape[1]
-    width = n_columns * max(exchange.n_units, features.shape[1])
+    flips = exchange.kind == "flip"
+    own = np.ones_like(exchange.label) if flips else exchange.label
+    observed = squares(own[None], exact=True)
+    tally = Tally(
+        observed.square[0],
+        observed.variance[0],
+        exhaustive=is_exhaustive(exchange, n_resamples),
+    )
     for labels in draw_labels(exchange, n_resamples, rng, width=width):
-        dealt = rearrange(scaled[labels], "draw unit column -> (draw column) unit")
-        squares = _layer_squares(dealt @ unit_sums, n_layers)
-        tally.add(
-            _with_total(
-                reduce(squares, "(draw column) layer -> draw layer", "sum", column=n_columns)
-            )
-        )
+        found = squares(labels)
+        unsure = tally.undecided(found.square, found.variance, found.error)
+        if unsure.any():
+            found.square[unsure] = squares(labels[unsure], exact=True).square
+        tally.add(found.square, found.variance)
     return tally
-
-
-def _layer_squares(
-    sums: Float[ndarray, "row feature"], n_layers: int
-) -> Float[ndarray, "row layer"]:
-    layered = rearrange(sums, "row (layer expert) -> row layer expert", layer=n_layers)
-    return np.einsum("rle,rle->rl", layered, layered)
-
-
-def _with_total(values: Float[ndarray, "*rows layer"]) -> Float[ndarray, "*rows layer_and_total"]:
-    return np.concatenate([values, values.sum(axis=-1, keepdims=True)], axis=-1)

@@ -8,9 +8,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 from numpy import ndarray
 
+from moe_interp.stats._embedding import length_fair_embedding
+
 # Half-precision shares of a few thousand slots still add up to 1 within this.
 _SUM_TOLERANCE = 1e-3
-_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +30,9 @@ class RoutingProfile:
         pair: Id shared by a harmful and a harmless prompt made to match; None where unpaired.
         wording: Id of the phrase that carries the intent; prompts with one id share the words.
         id: Name of each prompt for messages; its position if None.
-        n_slots: How many slots each share was counted from, if known.
+        n_slots: How many slots each share was counted from, if known; prompts of different
+            length are made comparable by it.
+        top_k: Slots that one token fills, each with another expert; used with `n_slots`.
 
     Raises:
         ValueError: If an array does not fit the others, a share is NaN or negative, or the
@@ -53,6 +56,7 @@ class RoutingProfile:
     wording: Sequence[Any] | Shaped[ndarray, " prompt"] | None = None
     id: Sequence[Any] | Shaped[ndarray, " prompt"] | None = None
     n_slots: Int[ndarray, " prompt"] | None = None
+    top_k: int = 1
 
     def __post_init__(self) -> None:
         shares = np.asarray(self.shares)
@@ -82,6 +86,19 @@ class RoutingProfile:
         for name, value in fields.items():
             object.__setattr__(self, name, value)
         self._check_shares()
+        self._check_slots()
+
+    def _check_slots(self) -> None:
+        if self.top_k < 1:
+            raise ValueError(f"`top_k` must be at least 1, got {self.top_k!r}.")
+        if self.n_slots is None:
+            return
+        bad = (self.n_slots < 1) | (self.n_slots % self.top_k != 0)
+        if bad.any():
+            raise ValueError(
+                f"`n_slots` must be positive multiples of `top_k` = {self.top_k}, got "
+                f"{int(self.n_slots[bad][0])} for prompt {np.flatnonzero(bad)[0]}."
+            )
 
     def _check_shares(self) -> None:
         bad = ~np.isfinite(self.shares)
@@ -164,42 +181,37 @@ class RoutingProfile:
             wording=self.wording[prompts],
             id=self.id[prompts],
             n_slots=None if self.n_slots is None else self.n_slots[prompts],
+            top_k=self.top_k,
         )
 
     @property
     def embedding(self) -> Float[ndarray, "prompt layer expert"]:
         r"""Points whose squared distance is the Hellinger distance of the profiles, squared.
 
-        :math:`y = \sqrt{p} / \sqrt 2`, so that a layer's squared distance lies in [0, 1].
+        :math:`y = \sqrt{p} / \sqrt 2`, so that a layer's squared distance lies in [0, 1]. Where
+        prompts differ in length, :math:`\sqrt p` is its mean over as many of the prompt's tokens
+        as the shortest prompt has; `length_fair_embedding` says why.
         """
-        return hellinger_embedding(self.shares)
+        return length_fair_embedding(self.shares, self.n_slots, self.top_k)
 
+    def points(
+        self,
+        rows: Int[ndarray, " chosen"],
+        shares: Float[ndarray, "chosen row expert"] | None = None,
+    ) -> Float[ndarray, "chosen row expert"]:
+        """Return what the statistics compare: the Hellinger points of some of the prompts.
 
-def hellinger_embedding(shares: Float[ndarray, "*axes"]) -> Float[ndarray, "*axes"]:
-    """Map shares to points whose squared Euclidean distance is squared Hellinger distance.
+        Args:
+            rows: Rows of the prompts.
+            shares: Shares of those prompts over the same tokens as the profile's, such as those
+                of random routers; the profile's own if None.
 
-    Args:
-        shares: Shares that sum to 1 over the last axis.
-
-    Returns:
-        The points, in double precision.
-    """
-    return np.sqrt(np.asarray(shares, dtype=np.float64) / 2)
-
-
-def centred(points: Float[ndarray, "prompt layer expert"]) -> Float[ndarray, "prompt layer expert"]:
-    """Take off the mean profile, which no share depends on.
-
-    Args:
-        points: Points of all prompts.
-
-    Returns:
-        The points less their mean, exactly 0 where they differ by rounding alone: a layer that
-        routes every prompt alike must not be tested on its last bits.
-    """
-    shifted = points - points.mean(axis=0)
-    shifted[np.abs(shifted) < _ROUNDING] = 0.0
-    return shifted
+        Returns:
+            The points.
+        """
+        shares = self.shares[rows] if shares is None else shares
+        n_slots = None if self.n_slots is None else self.n_slots[rows]
+        return length_fair_embedding(shares, n_slots, self.top_k)
 
 
 def _labels(

@@ -91,35 +91,72 @@ def draw_labels(
 
 
 class Tally:
-    """Counts how many relabellings reach the observed statistic, chunk by chunk.
+    """Counts how many relabellings reach the observed ratio of square to variance.
 
     Args:
-        observed: The observed statistic, one or several; sums of squares.
-        total: Total sum of squares that each is a part of; its rounding error is a tie too.
+        square: The observed squares, one or several.
+        variance: Their variances under the observed labels.
         exhaustive: Whether the relabellings are all there are, the observed one included.
     """
 
     def __init__(
         self,
-        observed: Float[ndarray, " statistic"],
+        square: Float[ndarray, " statistic"],
+        variance: Float[ndarray, " statistic"],
         *,
-        total: Float[ndarray, " statistic"],
         exhaustive: bool,
     ) -> None:
-        self._threshold = observed * (1 - TIE_TOLERANCE) - _ROUNDING * total
-        self._reached = np.zeros(len(observed), dtype=int)
+        self._square = square * (1 - TIE_TOLERANCE) - _ROUNDING * variance
+        self._variance = variance
+        self._reached = np.zeros(len(square), dtype=int)
         self._draws = 0
         self._exhaustive = exhaustive
 
-    def add(self, null: Float[ndarray, "draw statistic"]) -> None:
+    def margin(
+        self, square: Float[ndarray, "draw statistic"], variance: Float[ndarray, "draw statistic"]
+    ) -> Float[ndarray, "draw statistic"]:
+        """How far relabellings lie above the observed ratio, multiplied out.
+
+        Args:
+            square: Squares under relabelling.
+            variance: Their variances.
+
+        Returns:
+            At least 0 where the observed ratio is reached.
+        """
+        return square * self._variance - self._square * variance
+
+    def undecided(
+        self,
+        square: Float[ndarray, "draw statistic"],
+        variance: Float[ndarray, "draw statistic"],
+        error: Float[ndarray, "draw statistic"],
+    ) -> Bool[ndarray, " draw"]:
+        """Find relabellings whose rounding errors might change the count.
+
+        Args:
+            square: Squares under relabelling.
+            variance: Their variances.
+            error: Bounds of the squares' errors.
+
+        Returns:
+            True for relabellings to be computed in double precision.
+        """
+        near = np.abs(self.margin(square, variance)) <= error * self._variance
+        # A statistic that is 0 for every relabelling is decided.
+        return (near & (variance > 0)).any(axis=1)
+
+    def add(
+        self, square: Float[ndarray, "draw statistic"], variance: Float[ndarray, "draw statistic"]
+    ) -> None:
         """Count one chunk.
 
         Args:
-            null: Statistics of the chunk's relabellings.
+            square: Squares of the chunk's relabellings.
+            variance: Their variances.
         """
-        reached: Bool[ndarray, "draw statistic"] = null >= self._threshold
-        self._reached += reached.sum(axis=0)
-        self._draws += len(null)
+        self._reached += (self.margin(square, variance) >= 0).sum(axis=0)
+        self._draws += len(square)
 
     @property
     def n_draws(self) -> int:

@@ -20,7 +20,7 @@ from scipy.stats import t as student_t
 
 from moe_interp.stats._design import Design, make_design
 from moe_interp.stats._forms import Contrasts, SumsOfSquares, contrasts
-from moe_interp.stats._profile import RoutingProfile, centred, hellinger_embedding
+from moe_interp.stats._profile import RoutingProfile
 from moe_interp.stats._results import plain
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def routing_shares(
         low[factor], high[factor] = shares[factor] - reach, shares[factor] + reach
     random, random_replicates = None, None
     if random_profiles is not None:
-        random, random_replicates = _random_shares(design, random_profiles, parts)
+        random, random_replicates = _random_shares(profile, design, random_profiles, parts)
     constant = np.isnan(shares["topic"][:-1])
     return RoutingShares(
         layers=profile.layers,
@@ -290,6 +290,7 @@ def _stack(found: list[dict[str, ndarray]]) -> dict[str, ndarray]:
 
 
 def _random_shares(
+    profile: RoutingProfile,
     design: Design,
     random_profiles: Float[ndarray, "draw prompt layer expert"],
     parts: list[Contrasts],
@@ -300,10 +301,8 @@ def _random_shares(
     full, left_out = [], []
     for start in range(0, n_draws, size):
         chunk = random_profiles[start : start + size, design.rows]
-        points = hellinger_embedding(
-            rearrange(chunk, "draw prompt layer expert -> prompt (draw layer) expert")
-        )
-        sums = SumsOfSquares(design, centred(points))
+        rows = rearrange(chunk, "draw prompt layer expert -> prompt (draw layer) expert")
+        sums = SumsOfSquares(design, design.embed(profile, rows))
         full.append(_draw_shares(sums(), n_layers))
         left_out.append(_stack([_draw_shares(sums(part), n_layers) for part in parts]))
     # A random router that routes every prompt alike shows nothing of any factor.

@@ -83,10 +83,51 @@ def test_agrees_with_a_distance_matrix_and_a_loop(simulate, scheme, rng):
     assert_agrees_with_a_loop(profile_under(simulate, scheme, rng, topic=0.2, harm=0.1))
 
 
+def studentised(profile, topic, harm):
+    """Squared contrasts of single prompts over variances that let the harm levels differ."""
+    points = np.sqrt(profile.shares / 2).reshape(profile.n_prompts, -1)
+    contrasts, main_variance, nested = [], 0.0, np.zeros(2)
+    for own in (topic == name for name in np.unique(topic)):
+        apart = points[own] - points[own].mean(axis=0)
+        weight = harm[own] - harm[own].mean()
+        contrasts.append(weight @ apart)
+        variance = (weight**2 @ (apart**2).sum(axis=1)) * own.sum() / (own.sum() - 1)
+        main_variance += variance
+        nested += np.array([(contrasts[-1] ** 2).sum(), variance]) / (weight**2).sum()
+    found = {"harm": (sum(contrasts) ** 2).sum() / main_variance, "nested": nested[0] / nested[1]}
+    apart, basis = points.copy(), np.zeros((len(points), 0))
+    for level in (-1, 1):
+        apart[harm == level] -= apart[harm == level].mean(axis=0)
+    topics = np.eye(topic.max() + 1)[topic]
+    levels = np.stack([harm > 0, harm < 0], axis=1).astype(float)
+    adjusted = topics - levels @ np.linalg.lstsq(levels, topics, rcond=None)[0]
+    basis = adjusted @ np.linalg.svd(adjusted, full_matrices=False)[2].T[:, :-1]
+    basis = np.linalg.svd(basis, full_matrices=False)[0]
+    # What a topic's label weighs is the squared length of its row before adjusting for harm.
+    values = np.linalg.lstsq(adjusted, basis, rcond=None)[0]
+    weight = (values**2).sum(axis=1)[topic]
+    found["topic"] = ((basis.T @ points) ** 2).sum() / (weight @ (apart**2).sum(axis=1))
+    return found
+
+
 def test_agrees_with_the_loop_when_topic_and_harm_are_confounded(simulate, rng):
     labels = simulate.unbalanced(rng)
-    shares = simulate.shares(labels, rng, topic=0.0, harm=0.3)
-    assert_agrees_with_a_loop(simulate.profile(labels, shares))
+    profile = simulate.profile(labels, simulate.shares(labels, rng, topic=0.0, harm=0.1))
+    design = make_design(profile, "auto", need_topics=True)
+    found = harm_test(profile, n_resamples=199, rng=np.random.default_rng(5))
+    same = np.random.default_rng(5)
+    drawn = [
+        np.concatenate(list(draw_labels(exchange, 199, same, width=12)))
+        for exchange in (design.exchange, design.topic_exchange)
+    ]
+    observed = studentised(profile, design.topic, design.harm)
+    null = [studentised(profile, design.topic, 2.0 * label - 1) for label in drawn[0]]
+    for name, p_value in (("harm", found.p_harm), ("nested", found.p_harm_nested)):
+        reached = sum(own[name] >= observed[name] - 1e-9 for own in null)
+        assert p_value == pytest.approx((1 + reached) / 200), name
+    null = [studentised(profile, label, design.harm)["topic"] for label in drawn[1]]
+    reached = sum(own >= observed["topic"] - 1e-9 for own in null)
+    assert found.p_topic == pytest.approx((1 + reached) / 200)
 
 
 def test_few_units_are_gone_through_one_by_one(simulate, rng):
