@@ -1,13 +1,19 @@
 """Access through a process that cannot import moe_interp: here, where no type hook is on."""
 
 import nnsight
+import numpy as np
 import pytest
 import torch
 from loopback.backend import Loopback, Worker
 from nnsight.intervention.backends.remote import RemoteError
 from nnsight.intervention.serialization import dumps
 
+from moe_interp import interventions as change
+from moe_interp.interventions import Batch
+from moe_interp.interventions._plan import edit_table
 from moe_interp.models import load_model, read_layers
+from moe_interp.models._traced_edits import apply_edits
+from moe_interp.prompts import encode
 
 NAMES = (
     "router_input",
@@ -19,6 +25,9 @@ NAMES = (
     "expert_contributions",
     "output",
 )
+
+
+TEXTS = ("how do i kill a python process ?", "the cake is good")
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +47,7 @@ def model(request, tiny_checkpoint):
 
 
 def batch(model):
-    text = ["how do i kill a python process ?", "the cake is good"]
-    encoded = model.tokenizer(text, padding=True, return_tensors="pt")
+    encoded = model.tokenizer(list(TEXTS), padding=True, return_tensors="pt")
     return {name: encoded[name] for name in ("input_ids", "attention_mask")}
 
 
@@ -70,6 +78,70 @@ def test_a_ban_works_far_away(model, worker):
         expected = model.nnsight.output.logits.save()
     assert not bool((index == expert).any())
     assert torch.equal(logits, expected)
+
+
+def every_intervention(model):
+    """One of each, made for the texts of `batch` with other texts as reference or source."""
+    texts, layer = TEXTS, 1
+    others = [" ".join(reversed(text.split())) for text in texts]
+    refused = model.moe[layer].refused
+    kind = "expert_contributions" if "expert_outputs" in refused else "expert_outputs"
+    outputs = change.outputs_of(model, others, [layer], quantities=[kind])
+    contributions = change.outputs_of(model, others, [layer])
+    means = change.mean_outputs(model, others, [layer], quantity=kind)
+    experts = [(layer, expert) for expert, n in enumerate(means.counts[layer].tolist()) if n]
+    some, d_model = experts[:3], model.architecture.d_model
+    rng = np.random.default_rng(0)
+    return {
+        "ban": change.Ban(some[:2]),
+        "zero": change.Zero(some),
+        "renormalise": change.Renormalise(some),
+        "scale": change.Scale(experts, -2.0),
+        "mean": change.Mean(experts, means),
+        "resample": change.Resample(experts, outputs, rng=rng),
+        "force": change.Force(some[:1]),
+        "steer": change.Steer(dict.fromkeys(some, 2.0)),
+        "steer-max": change.Steer(some[:1], margin="max"),
+        "transplant": change.Transplant(change.routing_of(model, others)),
+        "patch": change.PatchOutput(experts, contributions),
+        "patch-block": change.PatchBlock([layer], contributions, tokens="last"),
+        "add-vector": change.AddVector(layer, [0.5] * d_model),
+    }
+
+
+def test_every_intervention_gives_the_same_numbers_far_away(model, worker):
+    prompts = change.as_prompt_set(TEXTS)
+    encoded = encode(model.tokenizer, prompts)
+    seen = Batch(model, np.arange(2), encoded.spans)
+    inputs = dict(encoded.inputs)
+    with torch.no_grad(), model.trace(inputs):
+        untouched = model.nnsight.output.logits.save()
+    for name, intervention in every_intervention(model).items():
+        intervention.check(model)
+        table = edit_table(seen, [(np.arange(2), [intervention])], "prefill")
+        layers = [model.moe[layer] for layer in sorted(table)]
+        with torch.no_grad(), model.trace(inputs):
+            apply_edits(layers, table)
+            here = model.nnsight.output.logits.save()
+        with torch.no_grad(), model.trace(inputs, backend=Loopback(model, worker)):
+            apply_edits(layers, table)
+            there = model.nnsight.output.logits.save()
+        assert torch.equal(there, here), name
+        assert (here - untouched).abs().max() > 1e-4, name
+
+
+def test_an_edited_model_keeps_its_interventions_far_away(model, worker):
+    expert = next(iter(every_intervention(model)["force"].experts))
+    changes = [change.Force([expert]), change.Scale([expert], -2.0)]
+    changed = change.edited(model, changes)
+    with torch.no_grad(), changed.trace(batch(model)):
+        here = changed.nnsight.output.logits.save()
+    with torch.no_grad(), changed.trace(batch(model), backend=Loopback(changed, worker)):
+        there = changed.nnsight.output.logits.save()
+    with torch.no_grad(), model.trace(batch(model), backend=Loopback(model, worker)):
+        untouched = model.nnsight.output.logits.save()
+    assert torch.equal(there, here)
+    assert (here - untouched).abs().max() > 1e-4
 
 
 def test_a_user_writes_logits_and_weights_far_away(model, worker):
