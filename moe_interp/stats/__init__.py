@@ -1,29 +1,59 @@
 """Topic or harm? Shares, permutation tests and a verdict from arrays alone."""
 
+from moe_interp.stats._claim import HalfClaim, RoutingClaim, routing_claim
+from moe_interp.stats._design_effect import DesignEffect, design_effect
 from moe_interp.stats._experts import ExpertTests, expert_tests
+from moe_interp.stats._features import bag_of_tokens, random_expert_features
 from moe_interp.stats._harm import HarmTest, harm_test
+from moe_interp.stats._limits import FactorLimits
+from moe_interp.stats._naive import NaiveTokenTest, naive_token_test
 from moe_interp.stats._negligible import NegligibilityTest, negligible
 from moe_interp.stats._paired import PairedTest, paired_permutation_test
 from moe_interp.stats._profile import RoutingProfile
 from moe_interp.stats._random_router import random_router_baseline
+from moe_interp.stats._sensitivity import ConfoundSensitivity, Controlled, confound_sensitivity
 from moe_interp.stats._shares import RoutingShares, routing_shares
+from moe_interp.stats._swap import SwapDistances, swap_distances
+from moe_interp.stats._tokens import TokenRouting
+from moe_interp.stats._transfer import transfer_auc
+from moe_interp.stats._transfer_result import BaselineAUC, SplitAUC, TransferAUC
 from moe_interp.stats._verdict import FactorEvidence, Verdict, decide, verdict
 
 __all__ = [
+    "BaselineAUC",
+    "ConfoundSensitivity",
+    "Controlled",
+    "DesignEffect",
     "ExpertTests",
     "FactorEvidence",
+    "FactorLimits",
+    "HalfClaim",
     "HarmTest",
+    "NaiveTokenTest",
     "NegligibilityTest",
     "PairedTest",
+    "RoutingClaim",
     "RoutingProfile",
     "RoutingShares",
+    "SplitAUC",
+    "SwapDistances",
+    "TokenRouting",
+    "TransferAUC",
     "Verdict",
+    "bag_of_tokens",
+    "confound_sensitivity",
     "decide",
+    "design_effect",
     "expert_tests",
     "harm_test",
+    "naive_token_test",
     "negligible",
     "paired_permutation_test",
+    "random_expert_features",
     "random_router_baseline",
+    "routing_claim",
     "routing_shares",
+    "swap_distances",
+    "transfer_auc",
     "verdict",
 ]

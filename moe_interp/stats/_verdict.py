@@ -10,6 +10,7 @@ from numpy.random import Generator
 
 from moe_interp.errors import DesignError
 from moe_interp.stats._harm import HarmTest, harm_test
+from moe_interp.stats._limits import FactorLimits, factor_limits, limits_sentence
 from moe_interp.stats._negligible import NegligibilityTest, negligible
 from moe_interp.stats._profile import RoutingProfile
 from moe_interp.stats._relabel import TIE_TOLERANCE
@@ -104,8 +105,30 @@ class Verdict:
                 numbers |= {f"{evidence.name}_{key}": value for key, value in own.items()}
         return numbers
 
+    @property
+    def limits(self) -> tuple[FactorLimits, ...]:
+        """How far topic and harm are from another status; empty if nothing could be tested."""
+        if self.shares is None or self.topic is None or self.harm is None:
+            return ()
+        return tuple(
+            factor_limits(evidence, self.shares, alpha=self.alpha, n_random=self.n_random)
+            for evidence in (self.topic, self.harm)
+        )
+
+    @property
+    def what_would_change(self) -> str:
+        """What would give topic and harm another status, in two sentences."""
+        if not self.limits or np.isnan(self.topic.share):
+            return "Only other prompts would: this design could not be tested on this routing."
+        return " ".join(
+            limits_sentence(
+                limits, evidence.status, margin=self.margin, n_units=self.shares.n_units
+            )
+            for limits, evidence in zip(self.limits, (self.topic, self.harm), strict=True)
+        )
+
     def to_dict(self) -> dict[str, Any]:
-        """Return label, reason and numbers as JSON-safe values."""
+        """Return label, reason, numbers and what would change it as JSON-safe values."""
         status = {e.name: e.status for e in (self.topic, self.harm) if e is not None}
         return plain(
             {
@@ -114,6 +137,8 @@ class Verdict:
                 "span": self.span,
                 "status": status,
                 "numbers": self.numbers,
+                "limits": {limits.name: limits.to_dict() for limits in self.limits},
+                "what_would_change": self.what_would_change,
             }
         )
 
