@@ -51,14 +51,9 @@ class SumsOfSquares:
         self._design = design
         self._points = rearrange(points, "prompt layer expert -> prompt (layer expert)")
         self._n_layers = points.shape[1]
-        signs = design.harm if design.exchange.kind == "flip" else np.ones(design.n_prompts)
-        plain = np.ones(design.n_prompts)
-        units = _term_units(design)
+        units, signs = term_units(design), term_signs(design)
         self._terms = np.concatenate(
-            [
-                self._squares(unit, weight)
-                for unit, weight in zip(units, (plain, signs, signs, plain), strict=True)
-            ]
+            [self._squares(unit, weight) for unit, weight in zip(units, signs, strict=True)]
         )
 
     def _squares(self, unit: Int[ndarray, " prompt"], signs: Float[ndarray, " prompt"]) -> ndarray:
@@ -96,7 +91,7 @@ def contrasts(design: Design, keep: Bool[ndarray, " prompt"] | None = None) -> C
         The forms, good for any points of the design.
     """
     keep = np.ones(design.n_prompts, dtype=bool) if keep is None else keep
-    sizes = [int(unit.max()) + 1 for unit in _term_units(design)]
+    sizes = [int(unit.max()) + 1 for unit in term_units(design)]
     ends = [0, *accumulate(sizes)]
     forms = _Forms([slice(start, stop) for start, stop in pairwise(ends)])
     forms.add("total", (keep / np.sqrt(keep.sum()))[None], -1.0)
@@ -106,11 +101,32 @@ def contrasts(design: Design, keep: Bool[ndarray, " prompt"] | None = None) -> C
     return forms.collected()
 
 
-def _term_units(design: Design) -> list[Int[ndarray, " prompt"]]:
-    """Units whose own squared length is a term: prompt, harm unit, its topic parts, topic unit."""
+def term_units(design: Design) -> list[Int[ndarray, " prompt"]]:
+    """Return the units whose own squared length is a term.
+
+    Args:
+        design: The design.
+
+    Returns:
+        Prompts, harm units, their topic parts, topic units.
+    """
     parts = design.exchange.unit * len(design.topics) + design.topic
     part = np.unique(parts, return_inverse=True)[1].reshape(-1)
     return [np.arange(design.n_prompts), design.exchange.unit, part, design.topic_exchange.unit]
+
+
+def term_signs(design: Design) -> list[Float[ndarray, " prompt"]]:
+    """Return how prompts enter the sums of the units of `term_units`.
+
+    Args:
+        design: The design.
+
+    Returns:
+        A sign for every prompt, one array for each kind of unit.
+    """
+    plain = np.ones(design.n_prompts)
+    signs = design.harm if design.exchange.kind == "flip" else plain
+    return [plain, signs, signs, plain]
 
 
 class _Forms:

@@ -9,6 +9,7 @@ with the expectation in closed form for every exchange scheme. It is 0 on averag
 factor does nothing, whatever its number of levels, and may therefore be slightly negative.
 """
 
+import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from numpy import ndarray
 from scipy.stats import t as student_t
 
 from moe_interp.stats._design import Design, make_design
+from moe_interp.stats._distances import DistanceSums
 from moe_interp.stats._forms import Contrasts, SumsOfSquares, contrasts
 from moe_interp.stats._profile import RoutingProfile
 from moe_interp.stats._results import plain
@@ -26,6 +28,7 @@ from moe_interp.stats._results import plain
 if TYPE_CHECKING:
     import pandas as pd
 
+DISTANCES = ("hellinger", "jensen_shannon")
 FACTORS = ("topic", "harm", "interaction", "harm_total")
 # Below this total sum of squares a layer routes every prompt alike but for rounding.
 _CONSTANT = 1e-12
@@ -144,6 +147,7 @@ def routing_shares(
     *,
     scheme: str = "auto",
     random_profiles: Float[ndarray, "draw prompt layer expert"] | None = None,
+    distance: str = "hellinger",
 ) -> RoutingShares:
     """Split routing into the shares of topic, harm, and harm that differs by topic.
 
@@ -158,12 +162,16 @@ def routing_shares(
         scheme: What is exchangeable: ``"wording_pair"``, ``"wording"``, ``"pair"``,
             ``"within_topic"``, or ``"auto"`` to choose from the labels.
         random_profiles: Profiles of random routers on the same prompts.
+        distance: ``"hellinger"``, or ``"jensen_shannon"`` for comparison with papers: some 10
+            times slower, all prompts by all prompts in memory, and not fair to prompts of
+            different length, of which it warns.
 
     Returns:
         Shares per layer and pooled.
 
     Raises:
-        ValueError: If `scheme` is unknown or `random_profiles` does not fit the profile.
+        ValueError: If `scheme` or `distance` is unknown or `random_profiles` does not fit the
+            profile.
         DesignError: If the labels do not allow the question.
 
     Example:
@@ -179,8 +187,9 @@ def routing_shares(
         True True
     """
     check_random_profiles(profile, random_profiles)
+    _check_distance(profile, distance)
     design = make_design(profile, scheme, need_topics=True)
-    sums = SumsOfSquares(design, design.embed(profile))
+    sums = _sums(design, profile, distance)
     shares = _shares(sums())
     parts = [contrasts(design, design.group != group) for group in range(design.n_groups)]
     replicates = _stack([_shares(sums(part)) for part in parts])
@@ -190,7 +199,9 @@ def routing_shares(
         low[factor], high[factor] = shares[factor] - reach, shares[factor] + reach
     random, random_replicates = None, None
     if random_profiles is not None:
-        random, random_replicates = _random_shares(profile, design, random_profiles, parts)
+        random, random_replicates = _random_shares(
+            profile, design, random_profiles, parts, distance
+        )
     constant = np.isnan(shares["topic"][:-1])
     return RoutingShares(
         layers=profile.layers,
@@ -285,6 +296,33 @@ def _share(
     return np.divide(observed - null, room, out=np.full_like(room, np.nan), where=defined)
 
 
+def _sums(
+    design: Design,
+    profile: RoutingProfile,
+    distance: str,
+    shares: Float[ndarray, "prompt row expert"] | None = None,
+) -> SumsOfSquares | DistanceSums:
+    if distance == "hellinger":
+        return SumsOfSquares(design, design.embed(profile, shares))
+    own = profile.shares[design.rows] if shares is None else shares
+    return DistanceSums(design, own)
+
+
+def _check_distance(profile: RoutingProfile, distance: str) -> None:
+    if distance not in DISTANCES:
+        raise ValueError(f"`distance` must be one of {DISTANCES}, got {distance!r}.")
+    if distance == "hellinger" or profile.n_slots is None:
+        return
+    shortest, longest = int(profile.n_slots.min()), int(profile.n_slots.max())
+    if shortest < longest:
+        warnings.warn(
+            f"Jensen-Shannon distances grow where prompts are short, and these have {shortest} to "
+            f"{longest} slots: a difference in length counts as one in routing. "
+            f"distance='hellinger' is fair to that.",
+            stacklevel=3,
+        )
+
+
 def _stack(found: list[dict[str, ndarray]]) -> dict[str, ndarray]:
     return {factor: np.stack([shares[factor] for shares in found]) for factor in FACTORS}
 
@@ -294,15 +332,18 @@ def _random_shares(
     design: Design,
     random_profiles: Float[ndarray, "draw prompt layer expert"],
     parts: list[Contrasts],
+    distance: str,
 ) -> tuple[dict[str, ndarray], dict[str, ndarray]]:
     """Shares of every random router, and of their mean with one group left out."""
     n_draws, _, n_layers, n_experts = random_profiles.shape
-    size = max(1, _CHUNK_NUMBERS // (design.n_prompts * n_layers * n_experts))
+    # All prompts by all prompts are held of every draw, if distances are.
+    per_prompt = n_experts if distance == "hellinger" else max(n_experts, design.n_prompts)
+    size = max(1, _CHUNK_NUMBERS // (design.n_prompts * n_layers * per_prompt))
     full, left_out = [], []
     for start in range(0, n_draws, size):
         chunk = random_profiles[start : start + size, design.rows]
         rows = rearrange(chunk, "draw prompt layer expert -> prompt (draw layer) expert")
-        sums = SumsOfSquares(design, design.embed(profile, rows))
+        sums = _sums(design, profile, distance, rows)
         full.append(_draw_shares(sums(), n_layers))
         left_out.append(_stack([_draw_shares(sums(part), n_layers) for part in parts]))
     # A random router that routes every prompt alike shows nothing of any factor.
