@@ -43,3 +43,7 @@ class ResultExistsError(MoEInterpError, FileExistsError):
 
 class ResultError(MoEInterpError, ValueError):
     """A stored record or result cannot be read as one."""
+
+
+class TuningError(MoEInterpError, RuntimeError):
+    """Training went wrong: a loss that is no number, or a change where none was allowed."""
