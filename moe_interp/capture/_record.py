@@ -1,5 +1,7 @@
 """RoutingRecord: which experts every token went to, with all that is needed to study it."""
 
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from numpy import ndarray
 
 from moe_interp.capture._store import open_dataset, save_dataset
 from moe_interp.errors import SpanError
-from moe_interp.prompts import Prompt, PromptSet
+from moe_interp.prompts import Prompt, PromptSet, listed
 from moe_interp.stats import RoutingProfile
 
 
@@ -25,8 +27,8 @@ class RoutingRecord:
             ``expert_index`` and ``routing_weights`` ``[token layer top_k]``, sorted by weight,
             highest first; ``router_logits`` ``[token layer expert]``; ``in_span`` ``[span token]``;
             and as coordinates ``prompt_index``, ``pos`` (from 0, no padding), ``token_id`` and
-            ``token_text``. By prompt: ``text``, ``topic``, ``harm``, ``pair``, ``wording`` and
-            ``id``; a missing text is empty. ``layer`` is the absolute decoder layer.
+            ``token_text``. By prompt: ``text``, ``topic``, ``harm``, ``pair``, ``wording``, ``id``
+            and ``response``; a missing text is empty. ``layer`` is the absolute decoder layer.
             ``random_profile`` ``[span draw prompt layer expert]`` is the share of slots of each
             span that random routers gave to each expert.
     """
@@ -76,7 +78,9 @@ class RoutingRecord:
     @property
     def prompts(self) -> PromptSet:
         """The prompts that were recorded."""
-        fields = ("text", "topic", "pair", "wording", "id")
+        # Records that were written before there were responses have none.
+        known = ("text", "topic", "pair", "wording", "id", "response")
+        fields = [name for name in known if name in self.dataset.coords]
         columns = {name: self.dataset[name].values.tolist() for name in fields}
         harm = [None if value != value else bool(value) for value in self.dataset["harm"].values]
         return PromptSet(
@@ -101,6 +105,66 @@ class RoutingRecord:
         """
         self._check_span(span)
         return self.dataset["in_span"].sel(span=span).values
+
+    def has_tokens(self, span: str) -> Bool[ndarray, " prompt"]:
+        """Which prompts have a token in a span.
+
+        Args:
+            span: A recorded span.
+
+        Returns:
+            One boolean for each prompt.
+
+        Raises:
+            SpanError: If the span was not recorded.
+        """
+        return self.n_slots(span) > 0
+
+    def check_every_prompt(self, span: str) -> None:
+        """Refuse a span in which some prompt has no token, for a mean over none is no number.
+
+        Args:
+            span: A recorded span.
+
+        Raises:
+            SpanError: If the span was not recorded, or some prompt has no token in it.
+        """
+        empty = ~self.has_tokens(span)
+        if empty.any():
+            raise SpanError(
+                f"{int(empty.sum())} of {len(empty)} prompts have no token in the span {span!r}: "
+                f"{self._named(empty)}. Leave them out: "
+                f"record.select(record.has_tokens({span!r}))."
+            )
+
+    def select(
+        self, chosen: "Bool[ndarray, ' prompt'] | Int[ndarray, ' chosen'] | Iterable[int]"
+    ) -> "RoutingRecord":
+        """Keep some of the prompts.
+
+        Args:
+            chosen: One boolean for each prompt, or the positions of those to keep, in order.
+
+        Returns:
+            The record of those prompts and their tokens.
+
+        Raises:
+            PromptError: If none is kept.
+            ValueError: If a mask has another length than there are prompts.
+            IndexError: If a position is out of range.
+        """
+        positions = np.asarray(chosen if isinstance(chosen, ndarray) else list(chosen))
+        kept = self.prompts.select(positions)
+        if positions.dtype == bool:
+            positions = np.flatnonzero(positions)
+        positions = np.arange(self.n_prompts)[positions]
+        owner = self.dataset["prompt_index"].values
+        rows = [np.flatnonzero(owner == position) for position in positions]
+        new_owner = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+        dataset = self.dataset.isel(prompt=positions, token=np.concatenate(rows))
+        dataset = dataset.assign_coords(prompt_index=("token", new_owner.astype(owner.dtype)))
+        prompts = {"source": kept.source, "digest": kept.digest}
+        return RoutingRecord(dataset.assign_attrs(prompts=prompts))
 
     def n_slots(self, span: str) -> Int[ndarray, " prompt"]:
         """Count the top-k slots of each prompt in a span.
@@ -127,8 +191,9 @@ class RoutingRecord:
             The shares; they sum to 1 over experts.
 
         Raises:
-            SpanError: If the span was not recorded.
+            SpanError: If the span was not recorded, or some prompt has no token in it.
         """
+        self.check_every_prompt(span)
         inside = self.inside(span)
         index = self.dataset["expert_index"].values[inside].astype(np.int64)
         n_layers, n_experts = len(self.layers), self.n_experts
@@ -143,6 +208,9 @@ class RoutingRecord:
     def profile(self, span: str) -> RoutingProfile:
         """The shares of a span with the design of the prompts, for the statistics.
 
+        Prompts without a token in the span, such as those without a partner in
+        ``"after_divergence"``, are left out with a warning.
+
         Args:
             span: A recorded span.
 
@@ -151,8 +219,16 @@ class RoutingRecord:
 
         Raises:
             PromptError: If some prompt does not say whether it is harmful.
-            SpanError: If the span was not recorded.
+            SpanError: If the span was not recorded, or no prompt has a token in it.
         """
+        kept = self.has_tokens(span)
+        if not kept.all():
+            warnings.warn(
+                f"{int((~kept).sum())} of {len(kept)} prompts have no token in the span {span!r} "
+                f"and were left out of its profile: {self._named(~kept)}.",
+                stacklevel=2,
+            )
+            return self.select(kept).profile(span)
         prompts = self.prompts
         return RoutingProfile(
             shares=self.shares(span),
@@ -174,7 +250,7 @@ class RoutingRecord:
             span: A recorded span.
 
         Returns:
-            The shares of each draw; they sum to 1 over experts.
+            The shares of each draw, of the same prompts as `profile`; they sum to 1 over experts.
 
         Raises:
             SpanError: If the span was not recorded.
@@ -186,7 +262,9 @@ class RoutingRecord:
                 "This record has no random routers. Capture it again with "
                 "record_routing(..., n_random_routers=99, rng=numpy.random.default_rng(0))."
             )
-        return self.dataset["random_profile"].sel(span=span).values
+        profiles = self.dataset["random_profile"].sel(span=span).values
+        kept = self.has_tokens(span)
+        return profiles if kept.all() else profiles[:, kept]
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write the record to a zarr folder, which appears only once it is whole.
@@ -216,6 +294,9 @@ class RoutingRecord:
 
     def __repr__(self) -> str:
         return f"<{self.summary()}>"
+
+    def _named(self, prompts: Bool[ndarray, " prompt"]) -> str:
+        return listed(str(name) for name in self.dataset["id"].values[prompts])
 
     def _check_span(self, span: str) -> None:
         if span not in self.spans:

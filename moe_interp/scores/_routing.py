@@ -108,6 +108,7 @@ def _mean_of_tokens(
     record: RoutingRecord,
     span: str,
 ) -> Scores:
+    record.check_every_prompt(span)
     owner = record.dataset["prompt_index"].values[record.inside(span)]
     total = np.zeros((record.n_prompts, *values.shape[1:]))
     np.add.at(total, owner, values)
