@@ -20,6 +20,8 @@ _PUBLIC = {
     "Prompt": "prompts",
     "PromptSet": "prompts",
     "load_prompts": "prompts",
+    "pair_prompts": "prompts",
+    "pair_report": "prompts",
     "MoEModel": "models",
     "MoELayer": "models",
     "RoutingCache": "models",
