@@ -5,7 +5,11 @@ from contextlib import contextmanager
 import plain_hooks
 import torch
 
-ROUTERS = {**plain_hooks.ROUTERS, "llama4_text": "feed_forward.router"}
+ROUTERS = {
+    **plain_hooks.ROUTERS,
+    "llama4_text": "feed_forward.router",
+    "zaya": "mlp.gate",
+}
 
 
 class Change:
@@ -78,6 +82,10 @@ def _router(config, change, kept):
             config, router, logits, lambda scores: change.choose(scores, config.num_experts_per_tok)
         )
         weights = change.weigh(index, weights)
+        kept["index"] = index
+        if config.model_type == "zaya":
+            skips = index == config.num_experts
+            index, weights = index.masked_fill(skips, 0), weights.masked_fill(skips, 0.0)
         return (logits, weights.to(output[1].dtype), index, *output[3:])
 
     return hook
@@ -85,15 +93,18 @@ def _router(config, change, kept):
 
 def _experts(change, kept):
     def hook(module, args, output):
-        hidden, index, weights = args
+        hidden, _, weights = args
         rows, total = hidden.reshape(-1, hidden.shape[-1]), []
         for token, row in enumerate(rows):
             added = torch.zeros_like(row)
-            for expert, weight in zip(index[token].tolist(), weights[token], strict=True):
+            chosen = kept["index"][token].tolist()
+            for expert, weight in zip(chosen, weights[token], strict=True):
                 alone = torch.tensor([[expert]]), torch.ones(1, 1)
-                written = module.forward(row[None], *alone).reshape(-1)
+                skips = expert == module.num_experts
+                written = torch.zeros_like(row) if skips else module.forward(row[None], *alone)
+                written = written.reshape(-1)
                 added = added + change.contribution(token, expert, written, weight)
-            total.append(added + change.further(token, index[token].tolist()))
+            total.append(added + change.further(token, chosen))
         return torch.stack(total).reshape(output.shape)
 
     return hook

@@ -31,6 +31,10 @@ def weigh(config, router, logits, chosen_by):
         weights = scores.gather(-1, index)
         return index, config.routed_scaling_factor * weights / (weights.sum(-1, True) + 1e-20)
     scores = logits.float().softmax(-1)
+    if family == "zaya":
+        index = chosen_by(scores + router.balancing_biases)
+        # The last class is no expert: it skips them.
+        return index, scores.gather(-1, index).masked_fill(index == config.num_experts, 0.0)
     index = chosen_by(scores)
     weights = scores.gather(-1, index)
     if family == "mixtral" or config.norm_topk_prob:

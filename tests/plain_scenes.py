@@ -172,8 +172,9 @@ class Redrawn(OfExperts):
         of_prompt, of_text = (
             np.random.default_rng([state, layer, prompt, phase]) for phase in (0, 1)
         )
-        self.drawn = [[of_prompt.random() for _ in range(8)] for _ in range(n_tokens)]
-        self.drawn_later = [of_text.random() for _ in range(8)]
+        ids = range(scene.model.moe[layer].n_experts)
+        self.drawn = [[of_prompt.random() for _ in ids] for _ in range(n_tokens)]
+        self.drawn_later = [of_text.random() for _ in ids]
 
     def contribution(self, token, expert, output, weight):
         if (self.layer, expert) not in self.scene.chosen_by_others():

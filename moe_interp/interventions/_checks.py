@@ -73,6 +73,20 @@ def check_offered(model: MoEModel, layers: Iterable[int], quantity: str, instead
             )
 
 
+def check_decoder(model: MoEModel) -> None:
+    """Refuse an encoder-decoder: next-token logits after a prompt are not what it computes.
+
+    Raises:
+        ValueError: If the model is one.
+    """
+    if getattr(model.nnsight._module.config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"{model.architecture.model_class!r} is an encoder-decoder, which reads a prompt and "
+            "writes in another sequence; prompts are run, generated from and captured with "
+            "decoders only. Trace it yourself: edited(model, interventions).trace(inputs)."
+        )
+
+
 def _ranges(numbers: Sequence[int]) -> str:
     """Write sorted numbers as runs, for example ``1–3, 5``."""
     runs: list[list[int]] = []

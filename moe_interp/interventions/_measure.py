@@ -70,7 +70,7 @@ def metric_unit(metric: Metric) -> str:
 
 
 def checked_values(values: Any, n_rows: int, metric: Metric) -> Tensor:  # noqa: ANN401
-    """The numbers a metric of logits gave, if there is one for each row.
+    """The numbers a metric of logits gave, if there is one for each row and none is NaN.
 
     Raises:
         ValueError: If there is not.
@@ -81,12 +81,24 @@ def checked_values(values: Any, n_rows: int, metric: Metric) -> Tensor:  # noqa:
             f"`metric` {metric_name(metric)!r} must turn logits (batch, d_vocab) into one number "
             f"for each of the {n_rows} rows, shape ({n_rows},), got {got}."
         )
+    if bool(values.isnan().any()):
+        raise ValueError(
+            f"`metric` {metric_name(metric)!r} gives NaN for {int(values.isnan().sum())} of "
+            f"{n_rows} rows, whose logits are numbers. Let it give a number for every prompt."
+        )
     return values
 
 
 def _judged(model: MoEModel, outcome: Outcome, metric: Metric) -> Float[np.ndarray, " batch"]:
     if isinstance(metric, TextMetric):
-        return np.asarray(metric.of_texts(decode_texts(model, outcome.tokens)), dtype=float)
+        judged = np.asarray(metric.of_texts(decode_texts(model, outcome.tokens)), dtype=float)
+        if judged.shape != outcome.prompt.shape or np.isnan(judged).any():
+            got = judged.tolist() if judged.shape == outcome.prompt.shape else judged.shape
+            raise ValueError(
+                f"`metric` {metric_name(metric)!r} must judge each of the {len(outcome.prompt)} "
+                f"texts by one number, shape ({len(outcome.prompt)},), got {got}."
+            )
+        return judged
     with torch.no_grad():
         values = checked_values(metric(outcome.logits), len(outcome.prompt), metric)
     return values.double().cpu().numpy()

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
 
+from moe_interp.interventions._checks import check_decoder
 from moe_interp.interventions._intervention import Batch, Intervention
 from moe_interp.interventions._plan import EditTable, edit_table
 from moe_interp.models import MoEModel
@@ -82,11 +84,12 @@ def outcomes(
         prefill = edit_table(batch, groups, "prefill")
         if max_new_tokens:
             decode = edit_table(batch, groups, "decode")
-            tokens = _generate(model, encoded, prefill, decode, max_new_tokens)
+            tokens, broken = _generate(model, encoded, prefill, decode, max_new_tokens)
+            _check_numbers(broken, prompts, recipes, recipe, prompt)
             yield Outcome(recipe, prompt, tokens=tokens)
         else:
             logits = _last_logits(model, encoded, prefill)
-            _check_numbers(logits, prompts, recipes, recipe, prompt)
+            _check_numbers(logits.isnan().any(-1), prompts, recipes, recipe, prompt)
             yield Outcome(recipe, prompt, logits=logits)
 
 
@@ -161,7 +164,11 @@ def forward_arguments(
 
     Returns:
         The inputs, and the options of a forward whose last logits are wanted.
+
+    Raises:
+        ValueError: If the model is an encoder-decoder.
     """
+    check_decoder(model)
     known = inspect.signature(type(model.nnsight._module).forward).parameters
     inputs = {name: tensor for name, tensor in encoded.inputs.items() if name in known}
     return inputs, {"logits_to_keep": 1} if "logits_to_keep" in known else {}
@@ -173,15 +180,21 @@ def _generate(
     prefill: EditTable,
     decode: EditTable,
     max_new_tokens: int,
-) -> tuple[tuple[int, ...], ...]:
-    """Greedy continuations; a row that has ended waits for the others without changing them."""
-    root = model.nnsight
+) -> tuple[tuple[tuple[int, ...], ...], Bool[Tensor, " batch"]]:
+    """Greedy continuations, and the rows whose logits were not numbers.
+
+    A row that has ended waits for the others without changing them.
+    """
+    check_decoder(model)
+    root, n_prompt = model.nnsight, encoded.input_ids.shape[1]
     layers = [model.moe[layer] for layer in sorted({*prefill, *decode})]
     inputs = {"input_ids": encoded.input_ids, "attention_mask": encoded.attention_mask}
     ends = _end_tokens(model)
+    watch = _Watch(n_prompt, ends)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1}
     if ends:
         options["pad_token_id"] = ends[0]
+    options["logits_processor"] = LogitsProcessorList([watch])
     with warnings.catch_warnings(), torch.no_grad():
         # nnsight warns that an open loop over steps ends with the generation; that is meant here.
         warnings.filterwarnings("ignore", message=".*was never reached", category=UserWarning)
@@ -194,8 +207,22 @@ def _generate(
                         apply_edits(layers, decode)
             with tracer.invoke():
                 sequences = tracer.result.save()
-    new = sequences[:, encoded.input_ids.shape[1] :].tolist()
-    return tuple(_until_end(row, ends) for row in new)
+    new = sequences[:, n_prompt:].tolist()
+    return tuple(_until_end(row, ends) for row in new), watch.broken
+
+
+class _Watch(LogitsProcessor):
+    """Notes the rows of a generation whose logits are not numbers before their text has ended."""
+
+    def __init__(self, n_prompt: int, ends: Sequence[int]) -> None:
+        self.n_prompt, self.ends = n_prompt, ends
+        self.broken: Tensor | bool = False
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        new = input_ids[:, self.n_prompt :]
+        ended = torch.isin(new, new.new_tensor(self.ends)).any(-1)
+        self.broken = self.broken | (scores.isnan().any(-1) & ~ended)
+        return scores
 
 
 def _end_tokens(model: MoEModel) -> list[int]:
@@ -213,17 +240,17 @@ def _until_end(tokens: Sequence[int], ends: Sequence[int]) -> tuple[int, ...]:
 
 
 def _check_numbers(
-    logits: Float[Tensor, "batch d_vocab"],
+    rows: Bool[Tensor, " batch"],
     prompts: PromptSet,
     recipes: Sequence[Recipe],
     recipe: Int[np.ndarray, " batch"],
     prompt: Int[np.ndarray, " batch"],
 ) -> None:
-    broken = logits.isnan().any(-1).nonzero().flatten().tolist()
+    broken = rows.nonzero().flatten().tolist()
     if broken:
         under = list(recipes[recipe[broken[0]]]) or "no intervention"
         raise ValueError(
             f"The logits of prompt {prompts.ids[prompt[broken[0]]]!r} under {under} are not "
-            f"numbers (NaN), as in {len(broken)} of {len(logits)} rows of its batch. Check the "
+            f"numbers (NaN), as in {len(broken)} of {len(rows)} rows of its batch. Check the "
             "model's weights and dtype; half precision may overflow."
         )

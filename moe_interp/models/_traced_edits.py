@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moe_interp.models._traced_choice import choose
 from moe_interp.models._traced_dispatch import dispatched
-from moe_interp.models._traced_outputs import output_place, replace_sum, run_slots
+from moe_interp.models._traced_outputs import output_place, replace_sum, run_slots, written_by_all
 from moe_interp.models._traced_parts import LayerParts, own_rows
 from moe_interp.models._traced_read import own_logits, refuse
 
@@ -29,12 +29,13 @@ def apply_edits(layers: "Sequence[LayerParts]", table: "dict[int, dict[str, list
                 refuse(layer, (STAGES[stage],))
         if "logits" in stages:
             correct_logits(layer, stages["logits"])
+        chosen = None
         if "choice" in stages:
-            choose(layer, chain(layer, stages["choice"]))
+            chosen = choose(layer, chain(layer, stages["choice"]))
         if "weights" in stages:
-            correct_weights(layer, chain(layer, stages["weights"]))
+            chosen = correct_weights(layer, chain(layer, stages["weights"]), chosen)
         if "outputs" in stages or "contributions" in stages:
-            correct_slots(layer, stages.get("outputs", []), stages.get("contributions", []))
+            correct_slots(layer, stages.get("outputs", []), stages.get("contributions", []), chosen)
         if "output" in stages:
             correct_output(layer, stages["output"])
 
@@ -105,16 +106,38 @@ def correct_logits(layer: "LayerParts", edits: "Sequence[tuple]") -> None:
         place.output = put(new.to(own.dtype))
 
 
-def correct_weights(layer: "LayerParts", rule: "Callable") -> None:
-    """Let ``rule(index, weights) -> weights`` correct what multiplies the experts' outputs."""
+def correct_weights(layer: "LayerParts", rule: "Callable", chosen: "Tensor | None") -> "Tensor":
+    """Let ``rule(index, weights) -> weights`` correct what multiplies the experts' outputs.
+
+    ``chosen`` is the index that an edit of the choice has left. Returns the index of the slots,
+    which the experts' arguments do not tell once a weight is 0.
+    """
     index, weights, write = dispatched(layer)
-    new = rule(index, weights)
+    seen = held(layer, index, weights, chosen)
+    new = rule(seen, weights)
     if new is not weights:
-        write(index, new.to(weights.dtype))
+        write(index if layer.facts["skips"] else seen, new.to(weights.dtype))
+    return seen
+
+
+def held(
+    layer: "LayerParts", index: "Tensor", weights: "Tensor", chosen: "Tensor | None"
+) -> "Tensor":
+    """The experts that slots hold, where the dispatch does not tell them."""
+    if layer.facts["skips"]:
+        # The experts see expert 0 with weight 0 in place of the class to skip.
+        return index.masked_fill((index == 0) & (weights == 0), layer.n_experts - 1)
+    if layer.facts["dispatch"] == "one_hot" and chosen is not None:
+        # The row of a token over capacity does not tell what was chosen.
+        return chosen
+    return index
 
 
 def correct_slots(
-    layer: "LayerParts", of_outputs: "Sequence[tuple]", of_contributions: "Sequence[tuple]"
+    layer: "LayerParts",
+    of_outputs: "Sequence[tuple]",
+    of_contributions: "Sequence[tuple]",
+    chosen: "Tensor | None",
 ) -> None:
     """Let rules correct what each chosen expert puts out, then what it contributes.
 
@@ -123,10 +146,16 @@ def correct_slots(
     """
     slots = run_slots(layer)
     index, outputs, weights = slots["index"], slots["expert_outputs"], slots["routing_weights"]
-    if layer.facts["skips"]:
-        # The experts see expert 0 with weight 0 in place of the class to skip.
-        index = index.masked_fill((index == 0) & (weights == 0), layer.n_experts - 1)
     weighted = slots["weighted"]
+    if layer.facts["dispatch"] == "input_scaled" and chosen is not None:
+        # A score of 0 no longer tells which expert was chosen.
+        every = written_by_all(layer)
+        index = chosen
+        outputs = weighted = every.gather(2, index[..., None].expand(*index.shape, every.shape[-1]))
+    elif layer.facts["skips"] and chosen is not None:
+        index = chosen
+    else:
+        index = held(layer, index, weights, chosen)
     changed = torch.zeros_like(index[..., 0], dtype=torch.bool)
     if of_outputs:
         new = chain(layer, of_outputs)(index, outputs)

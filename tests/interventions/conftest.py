@@ -20,15 +20,16 @@ def texts():
 
 @pytest.fixture(scope="session")
 def checkpoint(tiny_checkpoint, tmp_path_factory):
-    """A function from a family to its tiny checkpoint; one of them chooses a single expert."""
-    top_1 = tmp_path_factory.mktemp("checkpoints") / "olmoe-top1"
+    """A function from a family to its tiny checkpoint; `-top1` is one that chooses 1 expert."""
+    checkpoints = tmp_path_factory.mktemp("checkpoints")
 
     def folder(family):
-        if family != top_1.name:
+        name, _, top_k = family.partition("-top")
+        if not top_k:
             return tiny_checkpoint(family)
-        if not top_1.exists():
-            tiny_models.save("olmoe", top_1, num_experts_per_tok=1)
-        return str(top_1)
+        if not (checkpoints / family).exists():
+            tiny_models.save(name, checkpoints / family, num_experts_per_tok=int(top_k))
+        return str(checkpoints / family)
 
     return folder
 

@@ -42,7 +42,8 @@ def metric(logits):
     return logits[:, 7] - logits[:, 30]
 
 
-@families
+# A sum of four has more than one order.
+@pytest.mark.parametrize("family", [*FAMILIES, "olmoe-top4"])
 def test_what_changes_nothing_changes_no_bit(family, tiny_model, texts):
     model = tiny_model(family)
     untouched = run(model, texts).logits
@@ -153,6 +154,20 @@ def test_rows_with_different_interventions_equal_runs_of_each(tiny_model, texts)
         alone = metric(run(model, texts, change).logits)
         assert row == pytest.approx(alone.numpy(), abs=2e-5)
         assert (alone - plain).abs().max() > 1e-3
+
+
+def test_forced_experts_take_the_places_of_the_weakest_others(tiny_model, texts):
+    model, forced = tiny_model("olmoe-top4"), (3, 6)
+    changed = edited(model, Force([(1, expert) for expert in forced]))
+    for text in texts:
+        with torch.no_grad(), model.trace(text):
+            found = model.moe[1].read("router_logits", "expert_index")
+            logits, own = found["router_logits"][0].save(), found["expert_index"][0].save()
+        with torch.no_grad(), changed.trace(text):
+            index = changed.moe[1].expert_index[0].save()
+        for token, row in enumerate(own.tolist()):
+            others = sorted(set(row) - set(forced), key=lambda e: -float(logits[token, e]))
+            assert set(index[token].tolist()) == {*forced, *others[:2]}
 
 
 def test_stages_run_in_the_order_of_the_layer_whatever_the_list(tiny_model, texts):

@@ -10,7 +10,7 @@ from plain_scenes import CASES, LAYERS, Scene, until_end
 from moe_interp import run
 
 # Softmax (with a shared expert), renormalised, sigmoid with bias and groups, softmax after the
-# choice, weights that multiply an expert's input, and one expert per token.
+# choice, weights that multiply an expert's input, one expert per token, and a class to skip.
 FAMILIES = (
     "olmoe",
     "qwen2_moe",
@@ -20,6 +20,7 @@ FAMILIES = (
     "granitemoe",
     "llama4_text",
     "olmoe-top1",
+    "zaya",
 )
 cases = pytest.mark.parametrize("kind", CASES)
 

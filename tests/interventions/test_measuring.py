@@ -19,7 +19,7 @@ from moe_interp import (
     measure_effect,
     run,
 )
-from moe_interp.interventions import check_experts, measure_many
+from moe_interp.interventions import AddVector, check_experts, measure_many
 
 METRIC = RefusalLogOdds(token_ids=[7, 30])
 
@@ -194,3 +194,46 @@ def test_logits_that_are_not_numbers_name_the_prompt_and_the_intervention(model,
             run(model, prompts, Ban("L1E0"))
     finally:
         handle.remove()
+
+
+@pytest.mark.parametrize("phase", ["both", "decode"])
+def test_an_intervention_that_breaks_the_numbers_is_named_alone(phase, model, prompts):
+    broken = [AddVector(2, [3e38] * 32, phase=phase)] * 2  # Infinite only together.
+    said = r"prompt 'n\d' under \[AddVector\(layer=2.* are not numbers \(NaN\), as in 4 of"
+    with pytest.raises(ValueError, match=said):
+        run(model, prompts, broken, max_new_tokens=3)
+    if phase == "both":
+        with pytest.raises(ValueError, match=said):
+            measure_effect(model, prompts, broken, metric=METRIC)
+    else:
+        assert measure_effect(model, prompts, broken, metric=METRIC).effect.max() == 0
+
+
+def test_what_follows_the_end_of_a_text_may_be_no_number(model, prompts, monkeypatch):
+    ends = [tokens[0] for tokens in run(model, prompts, max_new_tokens=1).tokens]
+    monkeypatch.setattr(model.nnsight._module.generation_config, "eos_token_id", ends[:3])
+    broken = [AddVector(2, [3e38] * 32, phase="decode")] * 2
+    said = r"prompt 'n3' under .* are not numbers \(NaN\), as in 1 of 4 rows"
+    assert ends[3] not in ends[:3]
+    with pytest.raises(ValueError, match=said):
+        run(model, prompts, broken, max_new_tokens=3)
+
+
+def test_metrics_that_give_no_number_are_refused(model, prompts):
+    def logarithm(logits):
+        return torch.tensor([1.0, -1.0, 1.0, -1.0]).log()
+
+    said = "'logarithm' gives NaN for 2 of 4 rows, whose logits are numbers. Let it give"
+    with pytest.raises(ValueError, match=said):
+        measure_many(model, prompts, [""], metric=logarithm)
+
+    class Silent(RefusalRate):
+        def of_texts(self, texts):
+            return np.full(self.n, np.nan if self.n == len(texts) else 1.0)
+
+    said = r"'refusal_rate' must judge each of the 4 texts by one number, shape \(4,\), got "
+    for n, got in ((4, r"\[nan, nan, nan, nan\]"), (1, r"\(1,\)")):
+        silent = Silent()
+        object.__setattr__(silent, "n", n)
+        with pytest.raises(ValueError, match=said + got):
+            measure_many(model, prompts, [""], metric=silent, max_new_tokens=2)
