@@ -1,6 +1,7 @@
 """Topic or harm? Shares, permutation tests and a verdict from arrays alone."""
 
 from moe_interp.stats._claim import HalfClaim, RoutingClaim, routing_claim
+from moe_interp.stats._conditional import ConditionalMI, conditional_mi
 from moe_interp.stats._design_effect import DesignEffect, design_effect
 from moe_interp.stats._experts import ExpertTests, expert_tests
 from moe_interp.stats._features import bag_of_tokens, random_expert_features
@@ -9,6 +10,7 @@ from moe_interp.stats._limits import FactorLimits
 from moe_interp.stats._naive import NaiveTokenTest, naive_token_test
 from moe_interp.stats._negligible import NegligibilityTest, negligible
 from moe_interp.stats._paired import PairedTest, paired_permutation_test
+from moe_interp.stats._power import Power, power
 from moe_interp.stats._profile import RoutingProfile
 from moe_interp.stats._random_router import random_router_baseline
 from moe_interp.stats._sensitivity import ConfoundSensitivity, Controlled, confound_sensitivity
@@ -21,6 +23,7 @@ from moe_interp.stats._verdict import FactorEvidence, Verdict, decide, verdict
 
 __all__ = [
     "BaselineAUC",
+    "ConditionalMI",
     "ConfoundSensitivity",
     "Controlled",
     "DesignEffect",
@@ -32,6 +35,7 @@ __all__ = [
     "NaiveTokenTest",
     "NegligibilityTest",
     "PairedTest",
+    "Power",
     "RoutingClaim",
     "RoutingProfile",
     "RoutingShares",
@@ -41,6 +45,7 @@ __all__ = [
     "TransferAUC",
     "Verdict",
     "bag_of_tokens",
+    "conditional_mi",
     "confound_sensitivity",
     "decide",
     "design_effect",
@@ -49,6 +54,7 @@ __all__ = [
     "naive_token_test",
     "negligible",
     "paired_permutation_test",
+    "power",
     "random_expert_features",
     "random_router_baseline",
     "routing_claim",
