@@ -75,14 +75,11 @@ class Scene:
         ]
 
 
-class InPhase(Change):
-    """Another change, at the tokens of one phase only."""
+class Where(Change):
+    """Another change, at some tokens only: those whose number `holds` accepts."""
 
-    def __init__(self, inner, phase, n_prompt_tokens):
-        self.inner, self.phase, self.n_prompt_tokens = inner, phase, n_prompt_tokens
-
-    def holds(self, token):
-        return (token < self.n_prompt_tokens) == (self.phase == "prefill")
+    def __init__(self, inner, holds):
+        self.inner, self.holds = inner, holds
 
     def some(self, changed, own):
         held = torch.tensor([self.holds(token) for token in range(len(own))])
@@ -99,6 +96,9 @@ class InPhase(Change):
 
     def contribution(self, token, *written):
         return (self.inner if self.holds(token) else super()).contribution(token, *written)
+
+    def further(self, token, experts):
+        return (self.inner if self.holds(token) else super()).further(token, experts)
 
     def output(self, output):
         return self.some(self.inner.output(output), output)
@@ -288,17 +288,18 @@ def _resample(scene, quantity, **place):
     return Resample(chosen, reference, rng=rng, **place)
 
 
-def _patch(scene, quantity):
+def _patch(scene, quantity, **place):
     source = outputs_of(scene.model, scene.others, NAMED, quantities=[quantity])
-    return PatchOutput(NAMED, source, quantity=quantity)
+    return PatchOutput(NAMED, source, quantity=quantity, **place)
 
 
-def _block(scene):
-    return PatchBlock(LAYERS, outputs_of(scene.model, scene.others, LAYERS, quantities=["output"]))
+def _block(scene, **place):
+    source = outputs_of(scene.model, scene.others, LAYERS, quantities=["output"])
+    return PatchBlock(LAYERS, source, **place)
 
 
-def _transplant(scene, part):
-    return Transplant(routing_of(scene.model, scene.others), LAYERS, part=part)
+def _transplant(scene, part, **place):
+    return Transplant(routing_of(scene.model, scene.others), LAYERS, part=part, **place)
 
 
 #: Interventions that hold in any phase, made for a scene and a place.
@@ -331,10 +332,13 @@ IN_PHASES = {
 }
 #: Interventions that take values of prompt tokens, and so hold in the prefill.
 IN_PREFILL = {
-    "transplant": (lambda scene: _transplant(scene, "both"), RoutedAndWeighedAs),
-    "transplant-index": (lambda scene: _transplant(scene, "index"), RoutedAs),
-    "patch": (lambda scene: _patch(scene, "expert_contributions"), Patched),
-    "patch-unweighted": (lambda scene: _patch(scene, "expert_outputs"), PatchedUnweighted),
+    "transplant": (lambda scene, **place: _transplant(scene, "both", **place), RoutedAndWeighedAs),
+    "transplant-index": (lambda scene, **place: _transplant(scene, "index", **place), RoutedAs),
+    "patch": (lambda scene, **place: _patch(scene, "expert_contributions", **place), Patched),
+    "patch-unweighted": (
+        lambda scene, **place: _patch(scene, "expert_outputs", **place),
+        PatchedUnweighted,
+    ),
     "patch-block": (_block, BlockPatched),
 }
 CASES = {**IN_PHASES, **IN_PREFILL}

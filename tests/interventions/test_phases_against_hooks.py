@@ -1,9 +1,10 @@
-"""Interventions that hold in one phase of a generation, against plain hooks and no cache."""
+"""Interventions that hold in one phase or at some tokens, against plain hooks and no cache."""
 
 import plain_hooks
 import pytest
+import torch
 from plain_changes import changed
-from plain_scenes import IN_PHASES, LAYERS, InPhase, Scene, until_end
+from plain_scenes import CASES, IN_PHASES, LAYERS, Scene, Where, until_end
 
 from moe_interp import run
 
@@ -17,15 +18,17 @@ def scene(request, tiny_model, plain_model, texts):
     return Scene(family, tiny_model(family), plain_model(family), short)
 
 
+def changes_where(scene, change, prompt, holds):
+    return {layer: Where(change(scene, layer, prompt), holds) for layer in LAYERS}
+
+
 def free_texts(scene, change, phase):
     """Greedy texts that nothing ends, of plain code under a change in one phase."""
     texts = []
     for prompt, text in enumerate(scene.texts):
         ids = scene.ids(text)
-        changes = {
-            layer: InPhase(change(scene, layer, prompt), phase, len(ids)) for layer in LAYERS
-        }
-        with changed(scene.plain, changes):
+        kept = range(len(ids)) if phase == "prefill" else range(len(ids), 999)
+        with changed(scene.plain, changes_where(scene, change, prompt, kept.__contains__)):
             texts.append(plain_hooks.greedy(scene.plain, ids, N_NEW, ()))
     return texts
 
@@ -55,3 +58,19 @@ def test_each_phase_alone_changes_other_texts(scene):
     prefill, decode, both = (make(scene, phase=phase) for phase in ("prefill", "decode", "both"))
     assert texts(prefill, decode) == texts(both)
     assert len({texts(), texts(prefill), texts(decode), texts(both)}) == 4
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_named_tokens_alone_are_changed_as_in_plain_code(kind, scene):
+    if kind == "patch-unweighted" and scene.weighs_input:
+        pytest.skip("Llama 4 has no unweighted outputs; test_refusals has its error.")
+    make, change = CASES[kind]
+    mask = [[token % 2 == 1 for token in range(len(scene.ids(text)))] for text in scene.texts]
+    logits, reach = run(scene.model, scene.texts, make(scene, tokens=mask)).logits, 0.0
+    for prompt, text in enumerate(scene.texts):
+        untouched = plain_hooks.next_logits(scene.plain, scene.ids(text))
+        with changed(scene.plain, changes_where(scene, change, prompt, mask[prompt].__getitem__)):
+            expected = plain_hooks.next_logits(scene.plain, scene.ids(text))
+        torch.testing.assert_close(logits[prompt], expected, rtol=1e-4, atol=2e-5)
+        reach = max(reach, float((expected - untouched).abs().max()))
+    assert reach > 0.01
