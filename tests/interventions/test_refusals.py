@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from moe_interp import record_routing, run
+from moe_interp import Ban, Zero, record_routing, run
 from moe_interp.errors import UnsupportedQuantityError
 from moe_interp.interventions import (
     AddVector,
@@ -13,10 +13,12 @@ from moe_interp.interventions import (
     Mean,
     PatchBlock,
     PatchOutput,
+    Renormalise,
     Resample,
     Scale,
     Steer,
     Transplant,
+    edited,
     mean_outputs,
     outputs_of,
     patch,
@@ -165,3 +167,52 @@ def test_numbers_that_make_no_sense_are_refused(model, texts):
         run(model, texts, [Force("L1E0,L1E1"), Force("L1E2")])
     with refused(ValueError, "`phase` must be one of ('prefill', 'decode', 'both'), got 'now'."):
         AddVector(1, [0.0] * 32, phase="now")
+
+
+OF_EXPERTS = {
+    "ban": Ban,
+    "zero": Zero,
+    "renormalise": Renormalise,
+    "scale": lambda experts: Scale(experts, 2.0),
+    "force": Force,
+    "steer": lambda experts: Steer(experts, margin="max"),
+    "mean": lambda experts: Mean(experts, dict.fromkeys(experts, [0.0] * 32)),
+}
+
+
+@pytest.mark.parametrize("kind", OF_EXPERTS)
+def test_every_intervention_names_the_experts_and_layers_there_are(kind, tiny_model, texts):
+    model = tiny_model("deepseek_v3")
+    for place, said in (
+        ((1, 8), "Layer 1 of 'DeepseekV3ForCausalLM' has experts 0–7, got 8."),
+        ((3, 0), "There is no layer 3 in 'DeepseekV3ForCausalLM', whose MoE layers are 1–2."),
+        (
+            (0, 0),
+            "Layer 0 of 'DeepseekV3ForCausalLM' is dense, it has no experts. MoE layers: 1–2.",
+        ),
+    ):
+        with refused(ValueError, said):
+            run(model, texts, OF_EXPERTS[kind]([place]))
+        with refused(ValueError, said):
+            edited(model, OF_EXPERTS[kind]([place]))
+
+
+def test_a_dense_layer_has_nothing_to_take_or_add(tiny_model, texts):
+    model = tiny_model("deepseek_v3")
+    said = "Layer 0 of 'DeepseekV3ForCausalLM' is dense, it has no experts. MoE layers: 1–2."
+    for attempt in (
+        lambda: run(model, texts, AddVector(0, [0.0] * 32)),
+        lambda: routing_of(model, texts, [0]),
+        lambda: outputs_of(model, texts, [0]),
+        lambda: mean_outputs(model, texts, [0]),
+    ):
+        with refused(ValueError, said):
+            attempt()
+    elsewhere = tiny_model("olmoe")
+    for change in (
+        Transplant(routing_of(elsewhere, texts)),
+        PatchBlock([0], outputs_of(elsewhere, texts, [0])),
+        PatchOutput("L0E1", outputs_of(elsewhere, texts, [0])),
+    ):
+        with refused(ValueError, said):
+            run(model, texts, change)
