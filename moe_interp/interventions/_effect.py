@@ -138,7 +138,7 @@ def measure_effect(
 
     Raises:
         ValueError: If a layer or expert does not exist, a mask of tokens does not fit, or the
-            metric does not give one number for each prompt.
+            metric does not give one number for each prompt, or logits are not numbers.
 
     Example:
         >>> import moe_interp as mi

@@ -23,7 +23,10 @@ class Resample(ExpertIntervention):
     Each expert draws for each token by itself, among all tokens of the reference that chose it,
     with equal chance. The draws depend on the prompt's place in the list, the layer, the token and
     the state of `rng` when the value is made: one value gives the same result in every run, in
-    batches of any size. Tokens that a prompt generates share one draw for each expert.
+    batches of any size. Tokens that a prompt generates share one draw for each expert. Of n
+    outputs, in the order of prompts and tokens, number floor(u n) is taken; u comes from
+    ``default_rng([number, layer, prompt, phase]).random((token, expert))``, where phase is 0 for
+    the prompt and 1 after it, and the number is the next of `rng`.
 
     Attributes:
         experts: The experts: an `ExpertSet`, a text such as ``"L3E8,L3E9"``, or a list.
