@@ -1,0 +1,24 @@
+"""TUNE: train the chosen experts and nothing else, and see how far routing moved."""
+
+from moe_interp.tuning._delta import ExpertDelta, load_delta, merge_delta
+from moe_interp.tuning._drift import RoutingDrift, routing_drift
+from moe_interp.tuning._freeze import freeze_except
+from moe_interp.tuning._result import TuneResult
+from moe_interp.tuning._settings import TuneSettings
+from moe_interp.tuning._slices import Slice, expert_slices, router_parameters
+from moe_interp.tuning._train import tune_experts
+
+__all__ = [
+    "ExpertDelta",
+    "RoutingDrift",
+    "Slice",
+    "TuneResult",
+    "TuneSettings",
+    "expert_slices",
+    "freeze_except",
+    "load_delta",
+    "merge_delta",
+    "router_parameters",
+    "routing_drift",
+    "tune_experts",
+]

@@ -1,0 +1,156 @@
+"""routing_drift: how far the routing of the same tokens moved between two models."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from einops import rearrange
+from jaxtyping import Bool, Float, Num
+from numpy import ndarray
+from scipy import special, stats
+
+from moe_interp.capture import RoutingRecord
+from moe_interp.errors import DesignError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+@dataclass(frozen=True)
+class RoutingDrift:
+    """How far routing moved, for each prompt and layer.
+
+    Attributes:
+        span: The tokens that count.
+        layers: Absolute decoder layers.
+        slots_changed: Fraction of the slots whose expert the other model did not choose at that
+            token, in [0, 1].
+        kl_nats: Mean over tokens of KL(before || after) of the softmax of the router's logits;
+            None if a record has no logits.
+    """
+
+    span: str
+    layers: tuple[int, ...]
+    slots_changed: Float[ndarray, "prompt layer"]
+    kl_nats: Float[ndarray, "prompt layer"] | None
+
+    def mean(self, *, confidence: float = 0.95) -> tuple[float, float, float]:
+        """Fraction of slots changed over all layers, with its t interval across prompts.
+
+        Args:
+            confidence: Coverage of the interval.
+
+        Returns:
+            The mean and the ends of the interval, which are NaN for a single prompt.
+        """
+        by_prompt = self.slots_changed.mean(axis=1)
+        mean = float(by_prompt.mean())
+        if len(by_prompt) < 2:
+            return mean, float("nan"), float("nan")
+        reach = stats.t.ppf((1 + confidence) / 2, len(by_prompt) - 1) * stats.sem(by_prompt)
+        return mean, float(mean - reach), float(mean + reach)
+
+    def to_frame(self) -> "DataFrame":
+        """Give one row a layer."""
+        import pandas as pd
+
+        columns = {"layer": self.layers, "slots_changed": self.slots_changed.mean(axis=0)}
+        if self.kl_nats is not None:
+            columns["kl_nats"] = self.kl_nats.mean(axis=0)
+        return pd.DataFrame(columns)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the numbers as JSON-safe values."""
+        mean, low, high = self.mean()
+        return {
+            "span": self.span,
+            "slots_changed": mean,
+            "low": low if np.isfinite(low) else None,
+            "high": high if np.isfinite(high) else None,
+            "layers": self.to_frame().to_dict("list"),
+        }
+
+    def summary(self) -> str:
+        """Say how far routing moved in a line."""
+        mean, low, high = self.mean()
+        kl = "" if self.kl_nats is None else f", KL {self.kl_nats.mean():.3g} nats a token"
+        return (
+            f"{mean:.2%} [{low:.2%}, {high:.2%}] of the routed slots changed ({self.span!r} tokens "
+            f"of {len(self.slots_changed)} prompts, {len(self.layers)} layers){kl}."
+        )
+
+
+def routing_drift(
+    before: RoutingRecord, after: RoutingRecord, *, span: str = "prompt"
+) -> RoutingDrift:
+    """Compare the routing of the same tokens in two models, such as before and after tuning.
+
+    Args:
+        before: Record of the first model.
+        after: Record of the second, of the same prompts as the same tokens.
+        span: The tokens that count.
+
+    Returns:
+        The drift of each prompt and layer.
+
+    Raises:
+        DesignError: If the records differ in tokens, layers, or experts.
+        SpanError: If a record has no such span.
+
+    References:
+        SafeMoE (arXiv 2509.22745) and RASA (arXiv 2602.04448) measure drift by the divergence of
+        router probabilities; RASET (arXiv 2605.29708) by the overlap of the chosen experts.
+
+    Example:
+        >>> import moe_interp as mi
+        >>> model = mi.load_model("organism:topic")
+        >>> prompts = mi.load_prompts("organism", per_topic=1)
+        >>> record = mi.record_routing(model, prompts)
+        >>> routing_drift(record, record).mean()
+        (0.0, 0.0, 0.0)
+    """
+    _check_alike(before, after)
+    inside = before.inside(span)
+    old, new = (_values(record, "expert_index", inside) for record in (before, after))
+    kept = (rearrange(old, "t l k -> t l k 1") == rearrange(new, "t l k -> t l 1 k")).any(-1)
+    owner = before.dataset["prompt_index"].values[inside]
+    changed = _by_prompt(1.0 - kept.mean(axis=-1), owner, before.n_prompts)
+    divergence = None
+    if all("router_logits" in record.dataset for record in (before, after)):
+        old, new = (_values(record, "router_logits", inside) for record in (before, after))
+        first, second = (special.log_softmax(x.astype(float), axis=-1) for x in (old, new))
+        kl = (np.exp(first) * (first - second)).sum(axis=-1)
+        divergence = _by_prompt(kl, owner, before.n_prompts)
+    return RoutingDrift(span, before.layers, changed, divergence)
+
+
+def _check_alike(before: RoutingRecord, after: RoutingRecord) -> None:
+    for what, old, new in (
+        ("MoE layers", before.layers, after.layers),
+        ("experts a layer", before.n_experts, after.n_experts),
+        ("prompts", before.n_prompts, after.n_prompts),
+        ("tokens", before.n_tokens, after.n_tokens),
+    ):
+        if old != new:
+            raise DesignError(
+                f"The records differ in their {what}: {old} and {new}. Record the same prompts "
+                "with both models."
+            )
+    if (before.dataset["token_id"].values != after.dataset["token_id"].values).any():
+        raise DesignError(
+            "The records hold different tokens. Record the same prompts, with the same tokenizer."
+        )
+
+
+def _values(
+    record: RoutingRecord, quantity: str, inside: Bool[ndarray, " token"]
+) -> Num[ndarray, "inside layer _"]:
+    return record.dataset[quantity].values[inside]
+
+
+def _by_prompt(
+    values: Float[ndarray, "inside layer"], owner: Num[ndarray, " inside"], n_prompts: int
+) -> Float[ndarray, "prompt layer"]:
+    total = np.zeros((n_prompts, values.shape[1]))
+    np.add.at(total, owner, values)
+    return total / rearrange(np.bincount(owner, minlength=n_prompts), "prompt -> prompt 1")
