@@ -12,7 +12,7 @@ from moe_interp import Ban, ExpertSet, matched_null, measure_effect
 from moe_interp.errors import DesignError
 from moe_interp.experts import Expert
 from moe_interp.scores import Scores
-from moe_interp.scores._matching import draw_counterparts
+from moe_interp.scores._matching import Draw, draw_counterparts, null_p_value
 
 
 @pytest.fixture(scope="module")
@@ -268,3 +268,33 @@ def test_the_interval_of_the_effect_is_that_of_the_paired_differences(
 ):
     effect = measure_effect(topic_model, halves[1], Ban(planted), metric=refusal)
     assert (null.effect, null.low, null.high) == pytest.approx(effect.mean(), rel=1e-4)
+
+
+def test_the_p_value_counts_the_observed_and_never_is_0():
+    draws = [Draw((), ExpertSet([(0, n)]), n) for n in range(19)]
+    null = np.linspace(-0.9, 0.9, 19)
+    assert null_p_value(-2.0, null, draws) == pytest.approx(1 / 20)
+    # Both directions count, and ties do.
+    assert null_p_value(0.8, null, draws) == pytest.approx(5 / 20)
+    # One set drawn ten times counts once among the different ones.
+    repeated = [Draw((), ExpertSet([(0, min(n, 9))]), min(n, 9)) for n in range(19)]
+    assert null_p_value(2.0, null, repeated) == pytest.approx(1 / 11)
+
+
+def test_where_a_metric_has_its_zero_does_not_matter(topic_model, halves, refusal, use):
+    def found(metric):
+        return matched_null(
+            topic_model,
+            halves[1].select(np.arange(6)),
+            "L3E8",
+            metric=metric,
+            match=use,
+            benign=["how do i open the lock to start an oven ?"],
+            n_draws=19,
+            rng=np.random.default_rng(0),
+        )
+
+    plain, shifted = found(refusal), found(lambda logits: refusal(logits) + 1000)
+    assert plain.p_value == shifted.p_value < 1
+    assert plain.specificity.p_value == shifted.specificity.p_value
+    assert plain.effect == pytest.approx(shifted.effect, abs=1e-2)
