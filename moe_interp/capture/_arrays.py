@@ -191,7 +191,11 @@ def to_dataset(
         "kind": KIND,
         "schema_version": SCHEMA_VERSION,
         "model": architecture.to_dict(),
-        "prompts": {"source": prompts.source, "digest": prompts.digest},
+        "prompts": {
+            "source": prompts.source,
+            "digest": prompts.digest,
+            "card": None if prompts.card is None else prompts.card.to_dict(),
+        },
         "versions": _versions(),
     }
     return xr.Dataset(variables, coords=coords, attrs=attributes)

@@ -14,7 +14,7 @@ from numpy import ndarray
 
 from moe_interp.capture._store import open_dataset, save_dataset
 from moe_interp.errors import SpanError
-from moe_interp.prompts import Prompt, PromptSet, listed
+from moe_interp.prompts import DataCard, Prompt, PromptSet, listed
 from moe_interp.stats import RoutingProfile
 
 
@@ -82,6 +82,7 @@ class RoutingRecord:
         known = ("text", "topic", "pair", "wording", "id", "response")
         fields = [name for name in known if name in self.dataset.coords]
         columns = {name: self.dataset[name].values.tolist() for name in fields}
+        card = self.dataset.attrs["prompts"].get("card")
         harm = [None if value != value else bool(value) for value in self.dataset["harm"].values]
         return PromptSet(
             (
@@ -89,6 +90,7 @@ class RoutingRecord:
                 for row in range(self.n_prompts)
             ),
             source=self.dataset.attrs["prompts"]["source"],
+            card=None if card is None else DataCard(**card),
         )
 
     def inside(self, span: str) -> Bool[ndarray, " token"]:
@@ -163,7 +165,7 @@ class RoutingRecord:
         new_owner = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
         dataset = self.dataset.isel(prompt=positions, token=np.concatenate(rows))
         dataset = dataset.assign_coords(prompt_index=("token", new_owner.astype(owner.dtype)))
-        prompts = {"source": kept.source, "digest": kept.digest}
+        prompts = {**self.dataset.attrs["prompts"], "digest": kept.digest}
         return RoutingRecord(dataset.assign_attrs(prompts=prompts))
 
     def n_slots(self, span: str) -> Int[ndarray, " prompt"]:
@@ -283,7 +285,7 @@ class RoutingRecord:
         layers = ", ".join(map(str, self.layers))
         lines = [
             f"Routing record of {self.dataset.attrs['model']['source']}",
-            f"  {self.prompts.summary()}",
+            *(f"  {line}" for line in self.prompts.summary().splitlines()),
             f"  {self.n_tokens} tokens; spans: {', '.join(self.spans)}",
             f"  layers {layers}; {self.n_experts} experts, top {self.top_k}",
             f"  quantities: {', '.join(map(str, self.dataset.data_vars))}",

@@ -20,15 +20,17 @@ PAIR_SPANS = ("after_divergence", "identical_tokens")
 Span = tuple[Bool[ndarray, " _"], ...]
 
 _WHY_EMPTY = {
-    "after_divergence": "They have no partner, or share no token with it after the two differ",
-    "identical_tokens": "They have no partner, or share no token with it once the two part",
+    "after_divergence": "They have no partner, or do not differ from it, or share no token with it "
+    "after the last that differs",
+    "identical_tokens": "They have no partner, or do not differ from it, or share no token with it "
+    "once the two part",
     "response": "They have no `response`",
 }
 _NEEDED = {
-    "after_divergence": "Give a PromptSet with pairs, whose members have a chat template or words "
-    "in common after those that differ",
-    "identical_tokens": "Give a PromptSet with pairs, whose members have a chat template or words "
-    "in common",
+    "after_divergence": "Give a PromptSet with pairs, whose members differ and have a chat "
+    "template or words in common after that",
+    "identical_tokens": "Give a PromptSet with pairs, whose members differ and have a chat "
+    "template or words in common",
     "response": "Give a PromptSet whose prompts have a `response`",
 }
 

@@ -7,7 +7,7 @@ import pytest
 
 from moe_interp.capture import open_record, record_routing
 from moe_interp.errors import PromptError, SpanError
-from moe_interp.prompts import Prompt, PromptSet
+from moe_interp.prompts import DataCard, Prompt, PromptSet
 from moe_interp.scores import mean_routing_weight, selection_frequency
 from moe_interp.stats import routing_shares
 
@@ -167,7 +167,20 @@ def test_responses_are_recorded_after_their_prompts_and_kept(model, some_pairs, 
     assert open_record(tmp_path / "r.zarr").prompts == some_pairs
 
 
+def test_a_record_knows_whose_its_prompts_are(model, some_pairs, tmp_path):
+    card = DataCard("Mine", licence="CC0", topic="a column", pairing="by hand")
+    record = record_routing(model, PromptSet(some_pairs, source="x", card=card), progress=False)
+    record.save(tmp_path / "r.zarr")
+    again = open_record(tmp_path / "r.zarr")
+    assert again.prompts.card == again.select([0]).prompts.card == card
+    assert "\n  Mine, licence CC0; topic: a column; pairs: by hand\n" in again.summary()
+
+
 def test_a_record_from_before_there_were_responses_opens(recorded):
-    old = type(recorded)(recorded.dataset.drop_vars("response"))
+    attributes = {**recorded.dataset.attrs["prompts"]}
+    del attributes["card"]
+    dataset = recorded.dataset.drop_vars("response").assign_attrs(prompts=attributes)
+    old = type(recorded)(dataset)
+    assert old.prompts.card is None
     assert set(old.prompts.responses) == {None}
     assert old.prompts.texts == recorded.prompts.texts

@@ -1,5 +1,7 @@
 """Prompts keep their design, or are refused."""
 
+import hashlib
+import json
 import warnings
 
 import numpy as np
@@ -128,6 +130,26 @@ def test_a_topic_with_one_harm_level_is_named_and_left_out():
     with pytest.warns(UserWarning, match=r"1 of 3 prompts were left out: .*: 'art'"):
         balanced = prompts.balanced()
     assert balanced.topics == ("food", "food")
+
+
+def test_a_topic_with_one_prompt_is_named_and_left_out():
+    prompts = PromptSet([*pair("a"), Prompt("x", topic="alone", harm=True, pair="b")])
+    with pytest.warns(UserWarning, match=r"1 of 3 prompts were left out: .*: 'alone'"):
+        assert prompts.balanced().topics == ("food", "food")
+
+
+@pytest.mark.parametrize("harm", [True, False])
+def test_a_set_of_one_harm_level_cannot_be_balanced(harm):
+    prompts = PromptSet([Prompt("x", topic="a", harm=harm), Prompt("y", topic="a", harm=harm)])
+    with pytest.raises(PromptError, match="No topic of 'prompts' has both"):
+        prompts.balanced()
+
+
+def test_a_prompt_without_a_response_has_the_digest_it_had_before_there_were_any():
+    fields = {"text": "x", "topic": "t", "harm": True, "pair": None, "wording": None, "id": "a"}
+    expected = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+    assert PromptSet([Prompt(**fields)]).digest == expected
+    assert PromptSet([Prompt(**fields, response="y")]).digest != expected
 
 
 def test_a_balanced_set_stays_as_it_is_without_a_word():
