@@ -279,6 +279,9 @@ def test_the_p_value_counts_the_observed_and_never_is_0():
     # One set drawn ten times counts once among the different ones.
     repeated = [Draw((), ExpertSet([(0, min(n, 9))]), min(n, 9)) for n in range(19)]
     assert null_p_value(2.0, null, repeated) == pytest.approx(1 / 11)
+    # One set that reaches and is drawn nearly always counts by its draws.
+    often = [Draw((), ExpertSet([(0, int(n == 18))]), n == 18) for n in range(19)]
+    assert null_p_value(2.0, np.array([3.0] * 18 + [0.0]), often) == pytest.approx(19 / 20)
 
 
 def test_where_a_metric_has_its_zero_does_not_matter(topic_model, halves, refusal, use):
