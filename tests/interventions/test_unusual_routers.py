@@ -13,6 +13,7 @@ from moe_interp.interventions import (
     CapturedRun,
     Force,
     Mean,
+    MeanOutputs,
     Scale,
     Transplant,
     Zero,
@@ -96,7 +97,7 @@ def switch():
     return zoo_runs.wrapped("switch_transformers", None)
 
 
-def by_hand(block, hidden, n_most, *, banned=(), forced=None, factor=1.0, vector=None):
+def by_hand(block, hidden, n_most, *, banned=(), forced=None, factor=1.0, vector=None, added=None):
     """What the block makes of its input, token by token; and how many experts were too full."""
     probs, total, n_over = block.router.classifier(hidden).softmax(-1), torch.zeros_like(hidden), 0
     for row in range(len(hidden)):
@@ -105,8 +106,10 @@ def by_hand(block, hidden, n_most, *, banned=(), forced=None, factor=1.0, vector
             order = probs[row, token].argsort(descending=True).tolist()
             expert = next(e for e in order if e not in banned) if forced is None else forced
             taken[expert] += 1
-            if taken[expert] > n_most:
-                n_over += 1
+            n_over += taken[expert] > n_most
+            if added is not None:
+                total[row, token] = added[expert]
+            if added is not None or taken[expert] > n_most:
                 continue
             written = block.experts[f"expert_{expert}"](hidden[row, token])
             written = written if vector is None else vector
@@ -119,16 +122,31 @@ LONG = {
     "decoder_input_ids": torch.arange(40, 58).reshape(2, 9),
 }
 EVERY = [(1, expert) for expert in range(8)]
+BANNED = (0, 3, 5, 6)
+ADDED = torch.arange(8.0)[:, None] * VECTOR
 CHANGES = {
     "nothing": ((), {}),
-    "ban": (Ban("L1E0,L1E3,L1E5,L1E6"), {"banned": (0, 3, 5, 6)}),
+    "ban": (Ban("L1E0,L1E3,L1E5,L1E6"), {"banned": BANNED}),
     "force": (Force("L1E2"), {"forced": 2}),
     "zero": (Zero(EVERY), {"factor": 0.0}),
     "scale": (Scale(EVERY, -1.5), {"factor": -1.5}),
     "mean": (Mean(EVERY, dict.fromkeys(EVERY, VECTOR)), {"vector": VECTOR}),
     "ban-and-scale": (
         [Ban("L1E0,L1E3,L1E5,L1E6"), Scale(EVERY, 2.0)],
-        {"banned": (0, 3, 5, 6), "factor": 2.0},
+        {"banned": BANNED, "factor": 2.0},
+    ),
+    # What an expert adds becomes its mean, also where it had no room to add anything.
+    "ban-and-added": (
+        [
+            Ban([(1, expert) for expert in BANNED]),
+            Mean(
+                EVERY,
+                MeanOutputs(
+                    "expert_contributions", {1: ADDED}, {1: torch.ones(8, dtype=torch.int64)}
+                ),
+            ),
+        ],
+        {"banned": BANNED, "added": ADDED},
     ),
     "force-and-mean": (
         [Force("L1E2"), Mean(EVERY, dict.fromkeys(EVERY, VECTOR))],
