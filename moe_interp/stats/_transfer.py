@@ -21,7 +21,8 @@ References:
     [1] Parker, Günter and Bedo (2007), "Stratification bias in low signal microarray studies".
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from einops import rearrange
@@ -36,9 +37,16 @@ from moe_interp.stats._features import expert_columns
 from moe_interp.stats._profile import RoutingProfile
 from moe_interp.stats._relabel import check_resamples, is_exhaustive, max_p_values
 from moe_interp.stats._schemes import Labels, wording_units
+from moe_interp.stats._shares import interval_factor
 from moe_interp.stats._transfer_calibration import METHODS, Calibration, calibrate
-from moe_interp.stats._transfer_decode import Decoded, decode, reach, relabelled
-from moe_interp.stats._transfer_folds import SPLITS, HoldOut, make_split
+from moe_interp.stats._transfer_decode import (
+    Decoded,
+    auc_interval,
+    decode,
+    relabelled,
+    standard_error,
+)
+from moe_interp.stats._transfer_folds import SPLITS, HoldOut, Split, make_split
 from moe_interp.stats._transfer_result import ROUTING, BaselineAUC, SplitAUC, TransferAUC
 from moe_interp.stats._transfer_ridge import gram_matrix
 
@@ -117,34 +125,18 @@ def transfer_auc(
     design.exchange.require(alpha, "harm")
     columns = expert_columns(profile, experts)
     features = rearrange(design.embed(profile), "prompt layer expert -> prompt (layer expert)")
-    hold_out = _hold_out(profile, design)
     gram = gram_matrix(features[:, columns])
-    decoded, refused = [], {}
-    for name in dict.fromkeys(splits):
-        try:
-            split = make_split(name, hold_out, n_folds=n_folds, rng=rng)
-            decoded.append(decode(gram, split, design, penalty))
-        except DesignError as error:
-            refused[name] = str(error)
-    if not decoded:
-        raise DesignError(
-            "No split is possible. " + " ".join(f"{name}: {why}" for name, why in refused.items())
-        )
+    hold_out = _hold_out(profile, design)
+    makers = {
+        name: partial(make_split, name, hold_out, n_folds=n_folds, rng=rng) for name in splits
+    }
+    decoded, refused = _decode_possible(makers, gram, design, penalty)
     beside = [_compare(decoded, name, own, design, penalty) for name, own in baselines.items()]
     null = relabelled(decoded, design, n_resamples, rng)
     exhaustive = is_exhaustive(design.exchange, n_resamples)
     calibrations = [
         calibration
-        and calibrate(
-            own.split,
-            own.decoders,
-            gram,
-            design.harm > 0,
-            hold_out,
-            method=calibration,
-            penalty=penalty,
-            rng=rng,
-        )
+        and calibrate(own, gram, hold_out, design, method=calibration, penalty=penalty, rng=rng)
         for own in decoded
     ]
     results = _results(decoded, null, beside, calibrations, design, exhaustive=exhaustive)
@@ -208,6 +200,25 @@ def _hold_out(profile: RoutingProfile, design: Design) -> HoldOut:
     )
 
 
+def _decode_possible(
+    makers: Mapping[str, Callable[[], Split]],
+    gram: Float[ndarray, "prompt prompt"],
+    design: Design,
+    penalty: float,
+) -> tuple[list[Decoded], dict[str, str]]:
+    """Decode in every split that the prompts allow, and say why they do not allow the others."""
+    decoded, refused = [], {}
+    for name, make in makers.items():
+        try:
+            decoded.append(decode(gram, make(), design, penalty))
+        except DesignError as error:
+            refused[name] = str(error)
+    if not decoded:
+        reasons = " ".join(f"{name}: {reason}" for name, reason in refused.items())
+        raise DesignError(f"No split is possible. {reasons}")
+    return decoded, refused
+
+
 def _compare(
     decoded: list[Decoded],
     name: str,
@@ -227,13 +238,15 @@ def _compare(
     compared = []
     for column, routing in enumerate(decoded):
         mean = float(auc[:, column].mean())
-        wide, apart = reach(left_out[column]), reach(routing.left_out - left_out[column])
+        low, high = auc_interval(mean, left_out[column])
+        error = standard_error(routing.left_out - left_out[column])
+        apart = interval_factor(design.n_groups) * error
         compared.append(
             BaselineAUC(
                 name=name,
                 auc=mean,
-                low=max(0.0, mean - wide),
-                high=min(1.0, mean + wide),
+                low=low,
+                high=high,
                 difference=routing.auc - mean,
                 difference_low=routing.auc - mean - apart,
                 difference_high=routing.auc - mean + apart,
@@ -256,7 +269,7 @@ def _results(
     adjusted = _adjusted(observed, null, exhaustive=exhaustive)
     results = []
     for row, own in enumerate(decoded):
-        wide = reach(own.left_out)
+        low, high = auc_interval(own.auc, own.left_out)
         known = ~np.isnan(own.by_topic)
         p_value = max_p_values(observed[row : row + 1], null[:, row], exhaustive=exhaustive)
         results.append(
@@ -264,8 +277,8 @@ def _results(
                 split=own.split.name,
                 words=_words(own, design),
                 auc=own.auc,
-                low=max(0.0, own.auc - wide),
-                high=min(1.0, own.auc + wide),
+                low=low,
+                high=high,
                 chance=float(null[:, row].mean()),
                 p_value=float(p_value[0]),
                 p_adjusted=float(adjusted[row]),

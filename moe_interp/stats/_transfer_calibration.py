@@ -1,6 +1,6 @@
 """Probabilities of harm from decoder scores, calibrated inside each training fold."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +10,10 @@ from numpy import ndarray
 from numpy.random import Generator
 
 from moe_interp.errors import DesignError
+from moe_interp.stats._design import Design
 from moe_interp.stats._results import plain
-from moe_interp.stats._transfer_folds import Fold, HoldOut, Split, make_split
+from moe_interp.stats._transfer_decode import Decoded
+from moe_interp.stats._transfer_folds import Fold, HoldOut, make_split
 from moe_interp.stats._transfer_ridge import smoother
 
 if TYPE_CHECKING:
@@ -67,11 +69,10 @@ class Calibration:
 
 
 def calibrate(
-    split: Split,
-    decoders: Sequence[Float[ndarray, "test train"]],
+    decoded: Decoded,
     gram: Float[ndarray, "prompt prompt"],
-    harmful: Bool[ndarray, " prompt"],
-    design: HoldOut,
+    hold_out: HoldOut,
+    design: Design,
     *,
     method: str,
     penalty: float,
@@ -83,11 +84,10 @@ def calibrate(
     decoders which have not seen them are what the calibration is fitted to.
 
     Args:
-        split: The split.
-        decoders: What makes scores of each fold's test prompts from its training labels.
+        decoded: The decoders of one split.
         gram: Products of all prompts' features.
-        harmful: Whether each prompt is harmful.
-        design: Topics and units.
+        hold_out: Topics and units.
+        design: Labels.
         method: ``"platt"`` or ``"isotonic"``.
         penalty: The decoder's penalty.
         rng: Source of randomness.
@@ -99,12 +99,12 @@ def calibrate(
         DesignError: If a training fold cannot be split once more, or has one harm level.
     """
     fit = {"platt": _platt, "isotonic": _isotonic}[method]
-    labels = np.where(harmful, 1.0, -1.0)
+    split, labels, harmful = decoded.split, design.harm, design.harm > 0
     probabilities, rates = [], []
-    for fold, decoder in zip(split.folds, decoders, strict=True):
+    for fold, decoder in zip(split.folds, decoded.decoders, strict=True):
         own = decoder @ labels[fold.train]
         seen, unseen = [], []
-        for inner in _inner_folds(split.name, design.select(fold.train), rng):
+        for inner in _inner_folds(split.name, hold_out.select(fold.train), rng):
             inner = Fold(train=fold.train[inner.train], test=fold.train[inner.test])
             again = smoother(gram, inner, design.topic, penalty=penalty)
             seen.append(inner.test)

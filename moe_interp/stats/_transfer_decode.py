@@ -17,7 +17,7 @@ from numpy.random import Generator
 from moe_interp.errors import DesignError
 from moe_interp.stats._design import Design
 from moe_interp.stats._relabel import draw_labels
-from moe_interp.stats._shares import interval_factor
+from moe_interp.stats._shares import interval_factor, jackknife_error
 from moe_interp.stats._transfer_curve import grouped_auc
 from moe_interp.stats._transfer_folds import Split
 from moe_interp.stats._transfer_ridge import smoother
@@ -39,7 +39,7 @@ class Decoded:
     split: Split
     auc: float
     by_topic: Float[ndarray, " topic"]
-    decoders: list[Float[ndarray, "test train"]]
+    decoders: list[Float[ndarray, "_ _"]]
     left_out: Float[ndarray, "2 group"]
 
 
@@ -91,18 +91,40 @@ def decode(
     )
 
 
-def reach(left_out: Float[ndarray, "2 group"]) -> float:
-    """Half the width of a 95 % interval.
+def standard_error(left_out: Float[ndarray, "2 group"]) -> float:
+    """Find the standard error of an AUC, or of a difference of two.
 
     Args:
         left_out: The estimate with each group left out, as `Decoded` has it.
 
     Returns:
-        The geometric mean of both standard errors times the quantile of Student's t.
+        The geometric mean of both jackknife errors.
+    """
+    return float(np.sqrt(jackknife_error(left_out.T).prod()))
+
+
+def auc_interval(auc: float, left_out: Float[ndarray, "2 group"]) -> tuple[float, float]:
+    r"""Find the 95 % interval of an AUC, on a scale on which its spread is about constant.
+
+    That is :math:`\arcsin \sqrt{AUC}`, as for a proportion; the interval stays in [0, 1].
+
+    Args:
+        auc: The AUC.
+        left_out: The AUC with each group left out.
+
+    Returns:
+        Both ends. Where all prompts are told apart there is no spread to be seen: the end is that
+        of as many successes as there are groups.
     """
     n_groups = left_out.shape[1]
-    variance = np.sqrt(left_out.var(axis=1).prod()) * (n_groups - 1)
-    return float(interval_factor(n_groups) * np.sqrt(variance)) if n_groups > 1 else np.inf
+    if auc in (0.0, 1.0):
+        few = 0.025 ** (1 / n_groups)
+        return (few, 1.0) if auc == 1 else (0.0, 1 - few)
+    reach = interval_factor(n_groups) * standard_error(left_out)
+    wide = reach / (2 * np.sqrt(auc * (1 - auc)))
+    ends = np.clip(np.arcsin(np.sqrt(auc)) + np.array([-wide, wide]), 0, np.pi / 2)
+    low, high = np.sin(ends) ** 2
+    return float(low), float(high)
 
 
 def relabelled(
