@@ -4,12 +4,16 @@ from moe_interp.capture._batches import plan_batches
 from moe_interp.capture._capture import QUANTITIES, record_routing
 from moe_interp.capture._record import RoutingRecord, open_record
 from moe_interp.capture._store import check_free
+from moe_interp.capture._tokens import check_confounds, slots_changed, token_routing
 
 __all__ = [
     "QUANTITIES",
     "RoutingRecord",
+    "check_confounds",
     "check_free",
     "open_record",
     "plan_batches",
     "record_routing",
+    "slots_changed",
+    "token_routing",
 ]

@@ -40,7 +40,11 @@ def hellinger_embedding(shares: Float[ndarray, "*axes"]) -> Float[ndarray, "*axe
 
 
 def length_fair_embedding(
-    shares: Float[ndarray, " prompt *rest"], n_slots: Int[ndarray, " prompt"] | None, top_k: int
+    shares: Float[ndarray, " prompt *rest"],
+    n_slots: Int[ndarray, " prompt"] | None,
+    top_k: int,
+    *,
+    whole: bool = True,
 ) -> Float[ndarray, " prompt *rest"]:
     """Map shares to Hellinger points as if every prompt were as short as the shortest.
 
@@ -48,12 +52,14 @@ def length_fair_embedding(
         shares: Shares of each prompt's slots.
         n_slots: Slots of each prompt; lengths are taken as equal if None.
         top_k: Slots that a token fills, each with another expert.
+        whole: Whether shares must be whole numbers of slots. Random routers share a slot where
+            two experts nearly tie; a half slot then lies halfway between its two neighbours.
 
     Returns:
         The points.
 
     Raises:
-        ValueError: If some share is no whole number of its prompt's slots.
+        ValueError: If some share is no whole number of its prompt's slots, and has to be.
     """
     if n_slots is None or len(set(n_slots.tolist())) <= 1:
         return hellinger_embedding(shares)
@@ -63,15 +69,20 @@ def length_fair_embedding(
     for length in np.unique(n_tokens):
         own = n_tokens == length
         exact = np.asarray(shares[own], dtype=np.float64) * (length * top_k)
-        counts = np.rint(exact).astype(int)
-        if (np.abs(counts - exact) > _WHOLE).any() or counts.max() > length:
+        broken = whole and (np.abs(np.rint(exact) - exact) > _WHOLE).any()
+        if broken or exact.max() > length + _WHOLE:
             raise ValueError(
                 f"Shares of prompts with {length * top_k} slots in `n_slots` ({length} tokens of "
                 f"`top_k` = {top_k}) must be whole numbers of slots, at most one a token for each "
                 f"expert, got {shares[own].max():.4g}. Mend `n_slots` and `top_k`, or leave "
                 f"`n_slots` out; lengths then count as equal."
             )
-        points[own] = _mean_root(int(length), fewest)[counts] / np.sqrt(2 * top_k)
+        roots = _mean_root(int(length), fewest) / np.sqrt(2 * top_k)
+        if whole:
+            points[own] = roots[np.rint(exact).astype(int)]
+            continue
+        below = np.clip(exact.astype(int), 0, length - 1)
+        points[own] = roots[below] + np.diff(roots)[below] * (exact - below)
     return points
 
 

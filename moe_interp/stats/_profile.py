@@ -209,9 +209,9 @@ class RoutingProfile:
         Returns:
             The points.
         """
-        shares = self.shares[rows] if shares is None else shares
+        own = self.shares[rows] if shares is None else shares
         n_slots = None if self.n_slots is None else self.n_slots[rows]
-        return length_fair_embedding(shares, n_slots, self.top_k)
+        return length_fair_embedding(own, n_slots, self.top_k, whole=shares is None)
 
 
 def _labels(

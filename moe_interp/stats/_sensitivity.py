@@ -1,6 +1,6 @@
 """Does the verdict hang on something else? The same shares and tests with a confound taken out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,34 +10,20 @@ from numpy import ndarray
 from numpy.random import Generator
 
 from moe_interp.errors import DesignError
-from moe_interp.stats._controls import (
-    adjusted,
-    length_basis,
-    lexical_basis,
-    position_kinds,
-    with_points,
-)
-from moe_interp.stats._design import Design, make_design
+from moe_interp.stats._control_cases import CASES, World
+from moe_interp.stats._design import make_design
 from moe_interp.stats._harm import harm_test
 from moe_interp.stats._negligible import negligible
 from moe_interp.stats._profile import RoutingProfile
 from moe_interp.stats._results import format_p, plain
 from moe_interp.stats._shares import check_random_profiles, routing_shares
-from moe_interp.stats._tokens import Residual, TokenRouting, residual, residual_from
+from moe_interp.stats._tokens import TokenRouting
 from moe_interp.stats._verdict import verdict
 
 if TYPE_CHECKING:
     import pandas as pd
 
-CONTROLS = (
-    "none",
-    "length",
-    "lexical",
-    "first_choice",
-    "plain_shares",
-    "position",
-    "token_identity",
-)
+CONTROLS = tuple(CASES)
 # What a control is compared with: residuals are plain shares less a background.
 _BESIDE = {"position": "plain_shares", "token_identity": "plain_shares"}
 
@@ -233,7 +219,7 @@ def confound_sensitivity(
     if wanted & set(_BESIDE):
         wanted.add("plain_shares")
     design = make_design(profile, scheme, need_topics=True)
-    world = _World(
+    world = World(
         profile.select(design.rows),
         _rows_only(tokens, design.rows),
         None if random_profiles is None else random_profiles[:, design.rows],
@@ -256,131 +242,9 @@ def confound_sensitivity(
     return ConfoundSensitivity(profile.span, alpha, tuple(rows.values()))
 
 
-@dataclass(frozen=True, eq=False)
-class _World:
-    """The prompts that take part, and all that controls need of them."""
-
-    profile: RoutingProfile
-    tokens: TokenRouting
-    random: Float[ndarray, "draw prompt layer expert"] | None
-    whole: TokenRouting
-    background: TokenRouting | None
-    random_index: Int[ndarray, "draw token layer top_k"] | None
-    design: Design
-    least: int
-
-
-_Case = tuple[RoutingProfile, "ndarray | None", float, str]
-
-
-def _none(world: _World) -> _Case:
-    return world.profile, world.random, 1.0, "Hellinger points, nothing taken out"
-
-
-def _length(world: _World) -> _Case:
-    length = np.zeros(world.profile.n_prompts, dtype=int)
-    np.maximum.at(length, world.tokens.prompt, world.tokens.pos + 1)
-    words = f"adjusted for {length.min()} to {length.max()} tokens read"
-    return adjusted(world.profile, length_basis(length)), world.random, 1.0, words
-
-
-def _lexical(world: _World) -> _Case:
-    basis = lexical_basis(world.whole, world.profile, world.design.exchange.unit)
-    words = f"adjusted for {basis.shape[1]} descriptions of the words"
-    return adjusted(world.profile, basis), world.random, 1.0, words
-
-
-def _plain_shares(world: _World) -> _Case:
-    profile = with_points(world.profile, world.profile.shares)
-    return profile, world.random, 1.0, "plain shares, nothing taken out"
-
-
-def _first_choice(world: _World) -> _Case:
-    n_prompts, random = world.profile.n_prompts, None
-    first = world.tokens.first_choice()
-    if world.random_index is not None:
-        random = np.stack(
-            [replace(first, expert_index=draw[..., :1]).shares(n_prompts) for draw in
-             world.random_index]
-        )  # fmt: skip
-    profile = replace(
-        world.profile, shares=first.shares(n_prompts), n_slots=first.n_in_prompt(n_prompts), top_k=1
-    )
-    return profile, random, 1.0, "each token's first choice only"
-
-
-def _position(world: _World) -> _Case:
-    if world.background is None:
-        kinds = position_kinds(world.tokens.pos), None
-    else:
-        both = position_kinds(np.concatenate([world.tokens.pos, world.background.pos]))
-        kinds = both[: world.tokens.n_tokens], both[world.tokens.n_tokens :]
-    return _residuals(world, *kinds, "position")
-
-
-def _token_identity(world: _World) -> _Case:
-    names = [world.tokens.token_id]
-    if world.background is not None:
-        names.append(world.background.token_id)
-    code = np.unique(np.concatenate(names), return_inverse=True)[1].reshape(-1)
-    own, other = code[: world.tokens.n_tokens], code[world.tokens.n_tokens :]
-    return _residuals(world, own, None if world.background is None else other, "token id")
-
-
-def _residuals(
-    world: _World,
-    kind: Int[ndarray, " token"],
-    background_kind: Int[ndarray, " other"] | None,
-    word: str,
-) -> _Case:
-    """Shares less the background, of the prompts that have a token with one."""
-    n_prompts = world.profile.n_prompts
-
-    def of(tokens: TokenRouting) -> Residual:
-        if world.background is not None:
-            return residual_from(
-                tokens, kind, world.background, background_kind, n_prompts=n_prompts,
-                least=world.least,
-            )  # fmt: skip
-        return residual(
-            tokens, kind, unit=world.design.exchange.unit, topic=world.design.topic,
-            least=world.least,
-        )  # fmt: skip
-
-    found = of(world.tokens)
-    bare = found.covered == 0
-    pairs = {p for p in world.profile.pair[bare] if p is not None}
-    keep = ~bare & ~np.array([p in pairs for p in world.profile.pair], dtype=bool)
-    covered = float(found.covered.sum() / world.tokens.n_tokens)
-    if not keep.any():
-        raise DesignError(
-            f"No prompt has a token whose {word} occurs {world.least} times in other units."
-        )
-    random = None
-    if world.random_index is not None and world.background is None:
-        random = np.stack(
-            [of(replace(world.tokens, expert_index=draw)).points[keep] for draw in
-             world.random_index]
-        )  # fmt: skip
-    profile = with_points(world.profile, found.points).select(keep)
-    source = "other units" if world.background is None else "the background prompts"
-    return profile, random, covered, f"each token less the mean of its {word} in {source}"
-
-
-_CASES: dict[str, Callable[[_World], _Case]] = {
-    "none": _none,
-    "length": _length,
-    "lexical": _lexical,
-    "first_choice": _first_choice,
-    "plain_shares": _plain_shares,
-    "position": _position,
-    "token_identity": _token_identity,
-}
-
-
 def _analyse(
     name: str,
-    world: _World,
+    world: World,
     *,
     n_resamples: int,
     rng: Generator,
@@ -390,7 +254,7 @@ def _analyse(
 ) -> Controlled:
     beside = _BESIDE.get(name, "none")
     try:
-        profile, random, covered, words = _CASES[name](world)
+        profile, random, covered, words = CASES[name](world)
         if random is not None:
             found = verdict(
                 profile, random, n_resamples=n_resamples, rng=rng, alpha=alpha, margin=margin,

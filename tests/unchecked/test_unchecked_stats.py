@@ -3,6 +3,8 @@ import pytest
 
 from moe_interp.stats import (
     RoutingProfile,
+    TokenRouting,
+    confound_sensitivity,
     paired_permutation_test,
     random_router_baseline,
     verdict,
@@ -38,4 +40,24 @@ def test_router_input_must_be_a_matrix():
     with pytest.raises(ValueError, match=r"finite matrix \(token, d_model\), got shape \(4,\)"):
         random_router_baseline(
             np.ones(4), n_experts=4, top_k=2, n_draws=1, rng=np.random.default_rng(0)
+        )
+
+
+def test_token_arrays_must_be_of_one_length():
+    index, three = np.zeros((3, 1, 1), dtype=int), np.arange(3)
+    with pytest.raises(ValueError, match="`token_id` has 2 values for 3 tokens"):
+        TokenRouting(index, 4, three, np.arange(2), three)
+
+
+def test_random_choices_must_be_of_the_same_tokens():
+    labels = {**LABELS, "topic": ["a", "a"], "harm": [True, False]}
+    tokens = TokenRouting(np.zeros((2, 1, 1), dtype=int), 1, *[np.arange(2)] * 3)
+    profile = RoutingProfile(shares=np.ones((2, 1, 1)), layers=(0,), **labels)
+    message = r"\(draw, token, layer, top_k\) = \(n, 2, 1, 1\), got \(9, 5, 1, 1\)"
+    with pytest.raises(ValueError, match=message):
+        confound_sensitivity(
+            profile,
+            tokens,
+            random_index=np.zeros((9, 5, 1, 1), dtype=int),
+            rng=np.random.default_rng(0),
         )
