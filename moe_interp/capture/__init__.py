@@ -2,6 +2,7 @@
 
 from moe_interp.capture._batches import plan_batches
 from moe_interp.capture._capture import QUANTITIES, record_routing
+from moe_interp.capture._features import decoding_baselines
 from moe_interp.capture._record import RoutingRecord, open_record
 from moe_interp.capture._store import check_free
 from moe_interp.capture._tokens import check_confounds, slots_changed, token_routing
@@ -11,6 +12,7 @@ __all__ = [
     "RoutingRecord",
     "check_confounds",
     "check_free",
+    "decoding_baselines",
     "open_record",
     "plan_batches",
     "record_routing",
