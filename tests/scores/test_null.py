@@ -297,7 +297,9 @@ def test_where_a_metric_has_its_zero_does_not_matter(topic_model, halves, refusa
             rng=np.random.default_rng(0),
         )
 
-    plain, shifted = found(refusal), found(lambda logits: refusal(logits) + 1000)
-    assert plain.p_value == shifted.p_value < 1
-    assert plain.specificity.p_value == shifted.specificity.p_value
-    assert plain.effect == pytest.approx(shifted.effect, abs=1e-2)
+    plain = found(refusal)
+    for shift in (1000, -1000):
+        shifted = found(lambda logits, shift=shift: refusal(logits) + shift)
+        assert plain.p_value == shifted.p_value < 1
+        assert plain.specificity.p_value == shifted.specificity.p_value
+        assert plain.effect == pytest.approx(shifted.effect, abs=1e-2)

@@ -60,6 +60,31 @@ def test_an_expert_without_its_slices_writes_nothing_and_the_others_what_they_di
     assert before[~own].abs().max() > 1e-4
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_whatever_else_an_expert_computes_with_is_shared(family):
+    """No tensor outside the slices answers to one expert and not to the others."""
+    model = mi.load_model(zoo.build(family), tokenizer=zoo_tokenizer(), check=False)
+    layer = next(iter(model.moe))
+    site, root = model.moe[layer], model.nnsight._module
+    index, _ = contributions(model, layer)
+    expert = int(index[index < 8][0])
+    chosen = {part.parameter for part in expert_slices(model, mi.ExpertSet([(layer, expert)]))}
+    ids = torch.arange(4, 24).reshape(2, 10)
+    inputs = {"input_ids": ids} | ({"decoder_input_ids": ids} if model.encoder_moe else {})
+    with torch.enable_grad(), model.trace(inputs):
+        written = site.expert_contributions.save()
+    root.zero_grad()
+    (written * (index == expert)[..., None]).square().sum().backward()
+    routers = router_parameters(model, [layer])
+    block = root.get_submodule(site.facts["block"])
+    for name, parameter in block.named_parameters(prefix=site.facts["block"]):
+        stacked = parameter.dim() > 2 or (parameter.dim() == 2 and len(parameter) == 8)
+        moved = parameter.grad is not None and bool(parameter.grad.abs().max() > 0)
+        if stacked and moved and name not in routers:
+            assert name in chosen, name
+    assert all(dict(root.named_parameters())[name].grad.abs().max() > 0 for name in chosen)
+
+
 def zoo_tokenizer():
     import tiny_models
 
