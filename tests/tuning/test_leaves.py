@@ -38,19 +38,16 @@ def test_a_change_of_low_rank_starts_where_the_model_is():
     assert one.value().shape == (6, 4)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "trained"),
-    [(torch.bfloat16, torch.float32), (torch.float32, torch.float32)]
-    + [(torch.float64, torch.float64)],
-)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("rank", [None, 1])
-def test_steps_too_small_for_half_precision_add_up(dtype, trained, rank):
+def test_steps_too_small_for_half_precision_add_up(dtype, rank):
     root = torch.nn.Module()
     root.up = torch.nn.Parameter(torch.ones(3, 6, 4, dtype=dtype))
     part = Slice("up", Expert(0, 1), (1, 2), fused=True)
     leaves = Leaves(root, [part], [], rank=rank, generator=torch.Generator().manual_seed(0))
     tensors = leaves.trained().values()
-    assert {tensor.dtype for tensor in tensors} == {trained}
+    finer = torch.float32 if dtype == torch.bfloat16 else dtype
+    assert {tensor.dtype for tensor in tensors} == {finer}
     if rank is None:
         for _ in range(100):
             with torch.no_grad():
