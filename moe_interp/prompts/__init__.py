@@ -11,6 +11,7 @@ from moe_interp.prompts._pairing import match_lengths, pair_prompts
 from moe_interp.prompts._prompt import Prompt, listed
 from moe_interp.prompts._promptset import PromptSet
 from moe_interp.prompts._spans import DEFAULT_SPANS, SPANS
+from moe_interp.prompts._split import exchange_units
 
 __all__ = [
     "BUILTIN_PROMPTS",
@@ -27,6 +28,7 @@ __all__ = [
     "TokenizedPrompts",
     "align_tokens",
     "encode",
+    "exchange_units",
     "listed",
     "load_prompts",
     "match_lengths",

@@ -20,6 +20,7 @@ from moe_interp.scores._scores import Scores
 from moe_interp.scores._select import select_experts
 from moe_interp.scores._sensitivity import gradient_sensitivity
 from moe_interp.scores._side_effects import OffTarget, SideEffect
+from moe_interp.scores._stability import StabilitySelection, stability_selection
 from moe_interp.scores._sweep import sweep
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "OffTarget",
     "Scores",
     "SideEffect",
+    "StabilitySelection",
     "ablation_effect",
     "attribution",
     "compare",
@@ -46,5 +48,6 @@ __all__ = [
     "risk_difference",
     "select_experts",
     "selection_frequency",
+    "stability_selection",
     "sweep",
 ]

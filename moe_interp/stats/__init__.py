@@ -1,6 +1,7 @@
 """Topic or harm? Shares, permutation tests and a verdict from arrays alone."""
 
 from moe_interp.stats._claim import HalfClaim, RoutingClaim, routing_claim
+from moe_interp.stats._concentration import Concentration, concentration
 from moe_interp.stats._conditional import ConditionalMI, conditional_mi
 from moe_interp.stats._design_effect import DesignEffect, design_effect
 from moe_interp.stats._experts import ExpertTests, expert_tests
@@ -9,6 +10,7 @@ from moe_interp.stats._harm import HarmTest, harm_test
 from moe_interp.stats._limits import FactorLimits
 from moe_interp.stats._naive import NaiveTokenTest, naive_token_test
 from moe_interp.stats._negligible import NegligibilityTest, negligible
+from moe_interp.stats._outcomes import PairedOutcomes, holm, mcnemar
 from moe_interp.stats._paired import PairedTest, paired_permutation_test
 from moe_interp.stats._power import Power, power
 from moe_interp.stats._profile import RoutingProfile
@@ -23,6 +25,7 @@ from moe_interp.stats._verdict import FactorEvidence, Verdict, decide, verdict
 
 __all__ = [
     "BaselineAUC",
+    "Concentration",
     "ConditionalMI",
     "ConfoundSensitivity",
     "Controlled",
@@ -34,6 +37,7 @@ __all__ = [
     "HarmTest",
     "NaiveTokenTest",
     "NegligibilityTest",
+    "PairedOutcomes",
     "PairedTest",
     "Power",
     "RoutingClaim",
@@ -45,12 +49,15 @@ __all__ = [
     "TransferAUC",
     "Verdict",
     "bag_of_tokens",
+    "concentration",
     "conditional_mi",
     "confound_sensitivity",
     "decide",
     "design_effect",
     "expert_tests",
     "harm_test",
+    "holm",
+    "mcnemar",
     "naive_token_test",
     "negligible",
     "paired_permutation_test",
