@@ -153,7 +153,19 @@ def read_expert_index(layer: "LayerParts") -> "Tensor":
     if layer.facts["choice_gives"] == "argmax":
         # The row of a token over capacity does not tell what was chosen.
         return own_rows(operation(layer, layer.facts["choice_index"]).output.unsqueeze(-1))[0]
-    return dispatched(layer)[0]
+    index, weights, _ = dispatched(layer)
+    refuse_lost_experts(layer, weights)
+    return index
+
+
+def refuse_lost_experts(layer: "LayerParts", weights: "Tensor") -> None:
+    """Raise an error where only its weight tells whose a slot is, and that is 0."""
+    if layer.facts["dispatch"] == "input_scaled" and bool((weights == 0).any()):
+        raise ValueError(
+            f"Layer {layer.layer}: some routing weights are 0, and the scores of this model, which "
+            "are 0 where an expert is not chosen, do not tell whose they were. Read the experts in "
+            "a trace of their own, or set the weights to 0 with an intervention such as Zero."
+        )
 
 
 def read_routing_weights(layer: "LayerParts") -> "Tensor":

@@ -15,6 +15,7 @@ from moe_interp.models._traced_dispatch import (
     dispatched,
     read_expert_index,
     read_routing_weights,
+    refuse_lost_experts,
 )
 from moe_interp.models._traced_outputs import (
     read_output,
@@ -189,6 +190,7 @@ def read(
     for name in layer.facts["reading_order"]:
         if name == "slots" and wanted.intersection(SLOTS):
             slots = read_slots(layer, "expert_contributions" in wanted, may_skip)
+            refuse_lost_experts(layer, slots["routing_weights"])
             found.update({slot: slots[slot] for slot in SLOTS})
         elif name in wanted:
             found[name] = READERS[name](layer)

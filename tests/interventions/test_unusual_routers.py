@@ -188,3 +188,23 @@ def test_prompts_are_not_run_through_an_encoder_decoder(switch):
     ):
         with pytest.raises(ValueError, match=said):
             attempt()
+
+
+def zeroed(model, text, experts, quantity):
+    """A trace of one's own in which the experts' weights become 0 before something is read."""
+    with torch.no_grad(), model.trace(text):
+        model.moe[1].zero(experts)
+        model.moe[1].read(quantity)
+
+
+def test_a_trace_that_has_lost_whose_weight_is_0_says_so(tiny_model, texts):
+    model = tiny_model("llama4_text")
+    layer, text = model.moe[1], texts[0]
+    used = routing_of(model, [text], [1]).values[1]["expert_index"][0].unique().tolist()
+    for quantity in ("expert_index", "expert_contributions"):
+        with pytest.raises(ValueError, match=r"Layer 1: some routing weights are 0.*such as Zero"):
+            zeroed(model, text, used[:1], quantity)
+    with torch.no_grad(), model.trace(text):
+        layer.zero(used[:1])
+        weights = layer.routing_weights.save()
+    assert (weights == 0).any()
