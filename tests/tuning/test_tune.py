@@ -192,6 +192,21 @@ def test_the_best_epoch_is_kept_and_patience_ends_training(answers):
     assert float(loss) == pytest.approx(min(found), rel=1e-4)
 
 
+def test_a_validation_loss_counts_every_token_the_same(answers):
+    model = loaded("olmoe")
+    options = {"seed": 0, "epochs": 1, "learning_rate": 1e-12, "batch_size": 2}
+    tuned = tune_experts(model, EXPERTS, answers, validation=answers, **options)
+    total, n_tokens = 0.0, 0
+    for prompt, answer in batches_of(model.tokenizer, answers, 2):
+        ids = torch.tensor([[*prompt, *answer]])
+        labels = ids.clone()
+        labels[:, : len(prompt)] = -100
+        with torch.no_grad():
+            total += float(model.nnsight._module(input_ids=ids, labels=labels).loss) * len(answer)
+        n_tokens += len(answer)
+    assert tuned.losses[-1]["validation_loss"] == pytest.approx(total / n_tokens, rel=1e-5)
+
+
 def test_a_change_of_low_rank_has_that_rank(answers):
     model = loaded("olmoe")
     before = state(model)
