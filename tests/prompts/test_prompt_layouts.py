@@ -154,6 +154,7 @@ def test_beavertails_pairs_safe_with_unsafe_responses_to_one_prompt(written):
     }
     for safe, unsafe in prompts.pair_positions:
         assert prompts[safe].text == prompts[unsafe].text == "how to bake"
+    assert {one.pair for one in prompts if one.id in prompts.unpaired} == {None}
 
 
 def test_beavertails_keeps_all_responses_to_a_prompt_in_one_unit(written):
@@ -169,6 +170,15 @@ def test_beavertails_topic_is_what_most_unsafe_responses_are_flagged_for(written
     prompts = load_prompts(written("b.jsonl", beavertails()))
     topics = {prompt.text: prompt.topic for prompt in prompts}
     assert topics == {"how to bake": "taste", "how to paint": "mess", "how to sing": None}
+
+
+def test_beavertails_counts_every_flag_of_unsafe_responses_and_none_of_safe_ones(written):
+    rows = [
+        ("how to bake", "with mud", ["mess", "taste"], False),
+        ("how to bake", "with sand", ["noise", "taste"], False),
+        *(("how to bake", f"with flour {n}", ["mess"], True) for n in range(3)),
+    ]
+    assert set(load_prompts(written("b.jsonl", beavertails(rows))).topics) == {"taste"}
 
 
 def test_beavertails_responses_judged_twice_are_counted_once_or_not_at_all(written):

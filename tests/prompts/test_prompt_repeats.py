@@ -48,6 +48,12 @@ def test_words_both_harmful_and_harmless_are_refused_with_both_rows(written):
         load_prompts(written("a.csv", "text,harm\nx,0\ny,1\nx,1\n"))
 
 
+def test_unknown_harm_contradicts_nothing(written):
+    with pytest.warns(UserWarning, match=r"1 of 2 prompts of a.csv repeat .*: 'a.csv, row 3'"):
+        prompts = load_prompts(written("a.csv", "text,harm\nx,1\nx,\n"))
+    assert prompts.harm.tolist() == [True]
+
+
 def test_two_harmful_prompts_in_one_pair_are_refused(written):
     content = "text,harm,pair\nx,0,1\ny,1,1\nz,1,1\n"
     with pytest.raises(PromptError, match=r"Pair '1' has two harmful prompts, a.csv, row 3 and"):

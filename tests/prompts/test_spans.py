@@ -171,6 +171,8 @@ def test_an_end_token_does_not_stand_between_prompt_and_response(with_template):
     assert text_in(tokenized, 0, "prompt") == "<s>bake bread"
     assert tokenized.token_text[2][-1] == "</s>"
     assert not tokenized.spans["response"][2].any()
+    # Where responses are not read, a prompt that has one is as any other.
+    assert {text[-1] for text in tokenize(plain, prompts).token_text} == {"</s>"}
 
 
 def test_responses_are_refused_where_there_are_none(byte_level):
