@@ -119,7 +119,7 @@ def slots_changed(
     """
     first, second = token_routing(before, span), token_routing(after, span)
     same = (
-        before.layers == after.layers
+        (before.layers, before.n_experts) == (after.layers, after.n_experts)
         and first.expert_index.shape == second.expert_index.shape
         and all(
             np.array_equal(getattr(first, name), getattr(second, name))

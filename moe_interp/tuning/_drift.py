@@ -5,12 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from einops import rearrange
-from jaxtyping import Bool, Float, Num
+from jaxtyping import Float, Int
 from numpy import ndarray
 from scipy import special, stats
 
-from moe_interp.capture import RoutingRecord
-from moe_interp.errors import DesignError
+from moe_interp.capture import RoutingRecord, slots_changed
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -94,7 +93,7 @@ def routing_drift(
         The drift of each prompt and layer.
 
     Raises:
-        DesignError: If the records differ in tokens, layers, or experts.
+        DesignError: If the records are not of the same tokens and layers.
         SpanError: If a record has no such span.
 
     References:
@@ -109,48 +108,24 @@ def routing_drift(
         >>> routing_drift(record, record).mean()
         (0.0, 0.0, 0.0)
     """
-    _check_alike(before, after)
-    inside = before.inside(span)
-    old, new = (_values(record, "expert_index", inside) for record in (before, after))
-    kept = (rearrange(old, "t l k -> t l k 1") == rearrange(new, "t l k -> t l 1 k")).any(-1)
-    owner = before.dataset["prompt_index"].values[inside]
-    changed = _by_prompt(1.0 - kept.mean(axis=-1), owner, before.n_prompts)
+    changed = slots_changed(before, after, span)
     divergence = None
     if all("router_logits" in record.dataset for record in (before, after)):
-        old, new = (_values(record, "router_logits", inside) for record in (before, after))
-        first, second = (special.log_softmax(x.astype(float), axis=-1) for x in (old, new))
-        kl = (np.exp(first) * (first - second)).sum(axis=-1)
-        divergence = _by_prompt(kl, owner, before.n_prompts)
+        inside = before.inside(span)
+        old, new = (
+            special.log_softmax(record.dataset["router_logits"].values[inside].astype(float), -1)
+            for record in (before, after)
+        )
+        owner = before.dataset["prompt_index"].values[inside]
+        divergence = _by_prompt((np.exp(old) * (old - new)).sum(axis=-1), owner)
     return RoutingDrift(span, before.layers, changed, divergence)
 
 
-def _check_alike(before: RoutingRecord, after: RoutingRecord) -> None:
-    for what, old, new in (
-        ("MoE layers", before.layers, after.layers),
-        ("experts a layer", before.n_experts, after.n_experts),
-        ("prompts", before.n_prompts, after.n_prompts),
-        ("tokens", before.n_tokens, after.n_tokens),
-    ):
-        if old != new:
-            raise DesignError(
-                f"The records differ in their {what}: {old} and {new}. Record the same prompts "
-                "with both models."
-            )
-    if (before.dataset["token_id"].values != after.dataset["token_id"].values).any():
-        raise DesignError(
-            "The records hold different tokens. Record the same prompts, with the same tokenizer."
-        )
-
-
-def _values(
-    record: RoutingRecord, quantity: str, inside: Bool[ndarray, " token"]
-) -> Num[ndarray, "inside layer _"]:
-    return record.dataset[quantity].values[inside]
-
-
 def _by_prompt(
-    values: Float[ndarray, "inside layer"], owner: Num[ndarray, " inside"], n_prompts: int
+    values: Float[ndarray, "inside layer"], owner: Int[ndarray, " inside"]
 ) -> Float[ndarray, "prompt layer"]:
-    total = np.zeros((n_prompts, values.shape[1]))
-    np.add.at(total, owner, values)
-    return total / rearrange(np.bincount(owner, minlength=n_prompts), "prompt -> prompt 1")
+    """Means over the tokens of each prompt that has one."""
+    _, prompt, counts = np.unique(owner, return_inverse=True, return_counts=True)
+    total = np.zeros((len(counts), values.shape[1]))
+    np.add.at(total, prompt, values)
+    return total / rearrange(counts, "prompt -> prompt 1")
