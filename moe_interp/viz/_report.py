@@ -75,7 +75,7 @@ def write_report(
     document = page(
         title=f"Routing audit of {results['model'].get('id')}",
         body=_body(results, record),
-        style=_palette() + asset("report.css"),
+        style=page_palette() + asset("report.css"),
         script=asset("report.js"),
         data=_data(results, record),
         compress=compress,
@@ -121,7 +121,8 @@ def _body(results: Mapping[str, Any], record: Recorded | None) -> str:
     )
 
 
-def _palette() -> str:
+def page_palette() -> str:
+    """Give the colours of the factors as CSS variables, for light, dark and printed pages."""
     light = "".join(f"--{name}:{look['colour']};" for name, look in FACTORS.items())
     dark = "".join(f"--{name}:{ON_DARK[look['colour']]};" for name, look in FACTORS.items())
     return (
@@ -137,9 +138,9 @@ def _data(results: Mapping[str, Any], record: Recorded | None) -> dict[str, Any]
         causal and causal.get("null") and finite(causal.get("observed")) is not None
     )
     return {
-        "causal": _plain_figure(plot_causal(causal)) if can_show_null else None,
+        "causal": plain_figure_data(plot_causal(causal)) if can_show_null else None,
         "decomposition": {
-            span: _plain_figure(plot_decomposition(results, spans=[span]))
+            span: plain_figure_data(plot_decomposition(results, spans=[span]))
             for span in results["spans"]
             if span in shown
         },
@@ -165,7 +166,9 @@ def _map(results: Mapping[str, Any]) -> dict[str, Any] | None:
     for quantity in QUANTITIES:
         column = "p_adjusted" if quantity.startswith("-log10") else quantity
         if any(finite(row.get(column)) is not None for row in rows):
-            figures[quantity] = _plain_figure(plot_experts(results, quantity=quantity, truth=truth))
+            figures[quantity] = plain_figure_data(
+                plot_experts(results, quantity=quantity, truth=truth)
+            )
     if not figures:
         return None
     first = next(iter(figures.values()))
@@ -178,7 +181,8 @@ def _map(results: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"figure": first, "traces": traces}
 
 
-def _plain_figure(figure: Any) -> dict[str, Any]:  # noqa: ANN401  A plotly figure.
+def plain_figure_data(figure: Any) -> dict[str, Any]:  # noqa: ANN401  A plotly figure.
+    """Give a figure as plain values that a page can carry."""
     return _rounded(figure.to_plotly_json())
 
 
