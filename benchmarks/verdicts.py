@@ -6,8 +6,8 @@ Each organism is trained by its recipe with another seed, its routing recorded o
 audit, and the verdict of every span compared with the one that the recipe promises. Beside it
 stands whether the seed took at all: how the organism answers held-out requests, and how exactly
 its routing shows what was planted. About three minutes of one processor an organism. Organisms are
-kept in a folder and results in `verdicts.json`; what is there already is not done again, and
-`--again` repeats the verdicts without the training.
+kept in a folder and results in `verdicts.json`; what is there already is not done again. `--again`
+repeats the verdicts without the training, `--trained` leaves out what is not trained yet.
 """
 
 import argparse
@@ -28,12 +28,13 @@ from moe_interp.organism import card, factorial_prompts
 from moe_interp.organism._package import write_organism
 from moe_interp.organism._recipe import RECIPES
 from moe_interp.organism._train import train_organism
-from moe_interp.stats import verdict
+from moe_interp.stats import Verdict, verdict
 
 NAMES = ("topic", "harm", "null")
 SPANS = ("user", "prompt", "last")
 # Not the packaged organisms' seed, which the recipes were tried out on.
 FIRST_SEED = 101
+AT_LEAST = 0.98
 N_RESAMPLES, N_RANDOM_ROUTERS = 9999, 99
 RESULTS = Path(__file__).with_suffix(".json")
 
@@ -71,6 +72,7 @@ def judge(name: str, seed: int, folder: Path) -> dict[str, Any]:
             "expected": expected,
             "right": found.label == expected,
             **{key: value for key, value in found.to_dict().items() if key != "span"},
+            "layers": by_layer(found),
         }
     return {
         "name": name,
@@ -80,6 +82,17 @@ def judge(name: str, seed: int, folder: Path) -> dict[str, Any]:
         "planted": planted(name, record),
         "spans": spans,
     }
+
+
+def by_layer(found: Verdict) -> list[dict[str, Any]]:
+    """Share of topic and harm in each layer, with mean and middle 95 % of random routers."""
+    columns = [
+        f"{factor}{end}"
+        for factor in ("topic", "harm_total")
+        for end in ("", "_random_mean", "_random_low", "_random_high")
+    ]
+    rows = found.shares.to_dict()["rows"]
+    return [{key: row[key] for key in ("layer", *columns)} for row in rows]
 
 
 def planted(name: str, record: RoutingRecord) -> dict[str, float]:
@@ -124,6 +137,13 @@ def twins_alike(record: RoutingRecord) -> float:
     return float(np.mean(common))
 
 
+def took(result: dict[str, Any]) -> bool:
+    """Whether a seed shows what was planted, by the figures asked of the packaged organisms."""
+    heldout = result["heldout"]
+    behaves = heldout["refuse_harmful"] >= AT_LEAST and heldout["refuse_harmless"] <= 1 - AT_LEAST
+    return behaves and all(share >= AT_LEAST for share in result["planted"].values())
+
+
 def work(name: str, seed: int, folder: Path, *, again: bool) -> dict[str, Any]:
     """Train and judge one organism; its result is kept beside its weights."""
     place = folder / f"{name}-{seed}"
@@ -134,24 +154,26 @@ def work(name: str, seed: int, folder: Path, *, again: bool) -> dict[str, Any]:
     return json.loads(kept.read_text())
 
 
+def count_right(found: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """Right verdicts of each organism and span."""
+    counted = {}
+    for name in NAMES:
+        own = [result["spans"] for result in found if result["name"] == name]
+        hits = {span: sum(spans[span]["right"] for spans in own) for span in SPANS}
+        counted[name] = {span: f"{number} of {len(own)}" for span, number in hits.items()}
+    return counted
+
+
 def write(found: list[dict[str, Any]]) -> None:
     """Write all results with the share of right verdicts, per organism and span."""
     found = sorted(found, key=lambda result: (NAMES.index(result["name"]), result["seed"]))
-    right = {
-        name: {
-            span: [int(r["spans"][span]["right"]) for r in found if r["name"] == name]
-            for span in SPANS
-        }
-        for name in NAMES
-    }
+    found = [{**result, "took": took(result)} for result in found]
     content = {
         "n_resamples": N_RESAMPLES,
         "n_random_routers": N_RANDOM_ROUTERS,
         "n_prompts": len(factorial_prompts()),
-        "right": {
-            name: {span: f"{sum(hits)} of {len(hits)}" for span, hits in spans.items()}
-            for name, spans in right.items()
-        },
+        "right": count_right(found),
+        "right_where_the_plant_took": count_right([result for result in found if result["took"]]),
         "organisms": found,
     }
     RESULTS.write_text(json.dumps(content, indent=1) + "\n")
@@ -164,6 +186,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=Path("out/verdicts"))
     parser.add_argument("--again", action="store_true", help="repeat the verdicts")
+    parser.add_argument("--trained", action="store_true", help="leave out what is not trained")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     found = []
@@ -172,6 +195,7 @@ def main() -> None:
             pool.submit(work, name, FIRST_SEED + number, given.folder, again=given.again)
             for number in range(given.seeds)
             for name in NAMES
+            if not given.trained or (given.folder / f"{name}-{FIRST_SEED + number}").exists()
         ]
         for job in as_completed(jobs):
             result = job.result()

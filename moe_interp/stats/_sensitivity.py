@@ -45,7 +45,9 @@ class Controlled:
         finds_harm: Whether harm is significant and not negligible beside topic.
         n_prompts: Prompts that took part.
         covered: Share of the span's tokens that were used; tokens without a background are not.
-        changes: Whether the verdict, or without one what is found, differs from that of `beside`.
+        changes: Whether the verdict differs from that of `beside`. Without random routers to
+            compare with: whether a factor that the verdict of `beside` rests on is not found any
+            more, or, if there is no verdict either, whether what is found differs.
         beside: The row that this one is compared with.
     """
 
@@ -300,6 +302,9 @@ def _differs(row: Controlled, other: Controlled) -> bool:
         return False
     if row.label is not None and other.label is not None:
         return row.label != other.label
+    if other.label is not None:
+        lost_topic = other.label in ("topic_driven", "both") and not row.finds_topic
+        return lost_topic or (other.label in ("harm_driven", "both") and not row.finds_harm)
     return (row.finds_topic, row.finds_harm) != (other.finds_topic, other.finds_harm)
 
 

@@ -76,8 +76,8 @@ class SwapDistances:
             measure: ``"hellinger_squared"`` or ``"js_bits"``.
 
         Returns:
-            The ratio with the ends of its 95 % jackknife interval, taken on the log scale; NaN
-            where a distance is 0.
+            The ratio with the ends of its 95 % jackknife interval, taken on the log scale, or on
+            the plain one if the first distance is 0 without some unit; NaN if the second is.
 
         Raises:
             DesignError: If the labels allow no pairs of one of the kinds.
@@ -94,11 +94,13 @@ class SwapDistances:
             np.append(self.replicates[kind][measure][:, -1], self.distance[kind][measure][-1])
             for kind in (over, under)
         )
-        if (top <= 0).any() or (bottom <= 0).any():
+        if (bottom <= 0).any():
             return (float("nan"),) * 3
-        logs = np.log(top) - np.log(bottom)
-        reach = interval_factor(len(logs) - 1) * float(jackknife_error(logs[:-1]))
-        return tuple(float(np.exp(logs[-1] + step)) for step in (0.0, -reach, reach))
+        is_log = bool((top > 0).all())
+        values = np.log(top) - np.log(bottom) if is_log else top / bottom
+        reach = interval_factor(len(values) - 1) * float(jackknife_error(values[:-1]))
+        ends = (float(values[-1] + step) for step in (0.0, -reach, reach))
+        return tuple(float(np.exp(end)) if is_log else max(end, 0.0) for end in ends)
 
     def to_frame(self) -> "pd.DataFrame":
         """Return one row a kind, measure and layer, and one for ``"all"`` layers."""

@@ -7,6 +7,7 @@ from confound_world import N_EXPERTS, TOP_K, confound_world
 
 from moe_interp.errors import DesignError
 from moe_interp.stats import RoutingProfile, TokenRouting, confound_sensitivity
+from moe_interp.stats._sensitivity import _differs
 
 WORLDS = {
     "length": {"by_length": 0.8, "harm_longer": 0.6, "by_word": 0.5},
@@ -110,6 +111,26 @@ def test_without_choices_by_token_only_prompts_can_be_compared_with_random_route
     }  # fmt: skip
     assert found["token_identity"].changes
     assert "random routers were not counted by token" in found.summary()
+
+
+@pytest.mark.parametrize(
+    ("label", "topic", "harm", "changes"),
+    [
+        ("both", True, True, False),
+        ("both", True, False, True),
+        ("both", False, True, True),
+        ("topic_driven", True, True, False),
+        ("topic_driven", False, True, True),
+        ("harm_driven", True, True, False),
+        ("harm_driven", True, False, True),
+        ("neither", True, True, False),
+    ],
+)
+def test_only_the_loss_of_what_a_verdict_rests_on_changes_it(rng, label, topic, harm, changes):
+    row = run(rng, "pair", controls=[], n_pairs=4, **WORLDS["harm"]).rows[0]
+    beside = replace(row, label=label)
+    assert _differs(replace(row, finds_topic=topic, finds_harm=harm), beside) == changes
+    assert _differs(replace(beside, label="undetermined"), beside)
 
 
 def test_tokens_without_a_background_are_left_out_and_counted(rng):

@@ -164,6 +164,16 @@ def test_equal_prompts_have_no_distance_and_no_ratio(simulate):
     json.dumps(found.to_dict(), allow_nan=False)
 
 
+def test_harm_that_moves_nothing_has_a_ratio_of_zero(simulate):
+    labels = simulate.labels("pair", n_topics=3, n_wordings=6)
+    own = np.eye(3)[[int(name[5:]) for name in labels.topic]][:, None]
+    assert swap_distances(simulate.profile(labels, own)).ratio() == (0.0, 0.0, 0.0)
+    moved = own.copy()
+    moved[0] = moved[0, :, ::-1]
+    ratio, low, high = swap_distances(simulate.profile(labels, moved)).ratio()
+    assert 0 == low < ratio < high
+
+
 def test_prompts_without_pairs_have_no_distance_by_harm(simulate, rng):
     labels = simulate.labels("within_topic", n_wordings=4)
     found = swap_distances(simulate.profile(labels, simulate.shares(labels, rng)))
