@@ -6,7 +6,6 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 from numpy.random import Generator
-from scipy import stats
 
 from moe_interp.experts import Expert, ExpertSet
 from moe_interp.interventions import (
@@ -35,7 +34,12 @@ from moe_interp.scores._matching import (
 from moe_interp.scores._null_result import MatchedNull
 from moe_interp.scores._off_target import panel
 from moe_interp.scores._scores import Scores
-from moe_interp.scores._side_effects import OffTarget, SideEffect, difference_interval
+from moe_interp.scores._side_effects import (
+    OffTarget,
+    SideEffect,
+    difference_interval,
+    welch_interval,
+)
 
 #: Experts, or interventions that name them.
 Change = (
@@ -210,10 +214,7 @@ def _specificity(
     there = np.array([benign.observed, *benign.null]) - benign.baseline
     contrast = measured[1:].mean(axis=1) - measured[0].mean() - there
     difference = measured[1] - measured[0]
-    low, high = float("nan"), float("nan")
-    if min(len(difference), benign.n) > 1:
-        welch = stats.ttest_ind(difference, benign.difference, equal_var=False)
-        low, high = map(float, welch.confidence_interval())
+    low, high = welch_interval(difference, benign.difference)
     return SideEffect(
         name="specificity",
         unit=metric_unit(metric),

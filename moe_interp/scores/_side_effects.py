@@ -121,5 +121,24 @@ def difference_interval(difference: Float[ndarray, " prompt"]) -> tuple[float, f
     return float(difference.mean() - reach), float(difference.mean() + reach)
 
 
+def welch_interval(
+    first: Float[ndarray, " prompt"], second: Float[ndarray, " other"]
+) -> tuple[float, float]:
+    """The 95 % Welch interval of a difference of means; NaN for a single prompt on a side.
+
+    Written out because scipy warns of lost precision where all prompts of a side changed alike,
+    which is what an ablation that ends every refusal does.
+    """
+    if min(len(first), len(second)) < 2:
+        return float("nan"), float("nan")
+    parts = np.array([side.var(ddof=1) / len(side) for side in (first, second)])
+    centre, variance = float(first.mean() - second.mean()), float(parts.sum())
+    if variance == 0:
+        return centre, centre
+    freedom = variance**2 / (parts**2 / [len(first) - 1, len(second) - 1]).sum()
+    reach = float(stats.t.ppf(0.975, freedom) * np.sqrt(variance))
+    return centre - reach, centre + reach
+
+
 def _safe(value: Any) -> Any:  # noqa: ANN401
     return None if isinstance(value, float) and not np.isfinite(value) else value
