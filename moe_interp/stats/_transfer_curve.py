@@ -8,6 +8,8 @@ from numpy import ndarray
 
 # Scores that are equal on paper differ in the last bits; they must tie, not fall to one side.
 _TIE = 1e-9
+# Scores foretell labels of 1 and -1; where all of a group are far smaller, most is rounding.
+_SMALL = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +71,7 @@ def grouped_auc(
     kept = np.ones_like(harmful) if kept is None else kept
     starts = np.flatnonzero(np.diff(group, prepend=-1))
     size = np.maximum.reduceat(np.abs(np.where(kept, scores, 0.0)), starts, axis=1)[:, group]
-    scaled = np.divide(scores, size, out=np.zeros_like(scores), where=size > 0)
+    scaled = scores / np.maximum(size, _SMALL)
     # Groups lie apart on one line, so that all are ranked at once. Rows that do not count come
     # last in their group, where they change no rank.
     placed = np.where(kept, scaled, 2.0) + 4.0 * group

@@ -243,6 +243,12 @@ def test_scores_that_differ_by_rounding_tie():
     assert grouped_auc(scores, harmful, np.zeros(4, dtype=int)).mean == 3.5 / 4
 
 
+def test_scores_that_are_rounding_alone_tie():
+    scores = np.array([[1e-17, -2e-17, 3e-17, 0.0], [1e-7, -2e-7, 3e-7, 0.0]])
+    harmful = np.array([[True, False, True, False]] * 2)
+    assert grouped_auc(scores, harmful, np.zeros(4, dtype=int)).mean.tolist() == [0.5, 1.0]
+
+
 def test_p_values_are_those_of_every_sign_pattern(simulate, rng):
     profile = profile_under(simulate, "wording_pair", rng, n_topics=2, harm=0.1)
     found = transfer_auc(profile, n_resamples=999, rng=np.random.default_rng(3))
