@@ -81,6 +81,8 @@ def test_random_profiles_are_those_of_the_same_prompts(recorded):
     random = recorded.random_profiles("after_divergence")
     assert random.shape == (3, *profile.shares.shape)
     assert np.allclose(random.sum(axis=-1), 1)
+    stored = recorded.dataset["random_profile"].sel(span="after_divergence").values
+    assert np.isnan(stored[:, LONE]).all()
     shares = routing_shares(profile, random_profiles=random)
     assert shares is not None
 
