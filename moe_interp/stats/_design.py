@@ -33,6 +33,7 @@ class Design:
         topic: Topic code of each prompt.
         harm: +1 for harmful, -1 for harmless.
         scheme: Name of the scheme used.
+        reason: Why this scheme.
         exchange: How harm labels are exchanged.
         topic_exchange: How topic labels are exchanged.
         group: Jackknife group of each prompt: its exchange unit, or a bundle of units if there
@@ -44,6 +45,7 @@ class Design:
     topic: Int[ndarray, " prompt"]
     harm: Float[ndarray, " prompt"]
     scheme: str
+    reason: str
     exchange: Exchange
     topic_exchange: Exchange
     group: Int[ndarray, " prompt"]
@@ -105,7 +107,9 @@ def make_design(profile: RoutingProfile, scheme: str, *, need_topics: bool) -> D
     paired = np.zeros(len(rows), dtype=bool)
     if scheme != "within_topic":
         paired = complete_pairs(labels)
-    chosen = choose_scheme(labels, paired) if scheme == "auto" else scheme
+    chosen, reason = scheme, "it was asked for"
+    if scheme == "auto":
+        chosen, reason = choose_scheme(labels, paired)
     if chosen == "pair" and not paired.any():
         raise DesignError(
             "Scheme 'pair' needs matched pairs: no two prompts, one harmful and one harmless, "
@@ -127,6 +131,7 @@ def make_design(profile: RoutingProfile, scheme: str, *, need_topics: bool) -> D
         topic=labels.topic,
         harm=np.where(labels.harm, 1.0, -1.0),
         scheme=chosen,
+        reason=reason,
         exchange=exchange,
         topic_exchange=topic_exchange(chosen, labels, paired),
         group=_groups(exchange.unit, labels),

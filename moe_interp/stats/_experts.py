@@ -48,6 +48,7 @@ class ExpertTests:
         p_adjusted: Permutation p-value adjusted for all experts of all layers (max-T).
         q: Benjamini-Hochberg adjusted `p` over all experts of all layers.
         scheme: Name of the exchange scheme.
+        reason: Why this scheme: what ``"auto"`` found in the labels, or that it was asked for.
         words: What was exchanged, in words.
         n_prompts: Prompts that took part.
         n_units: Exchange units.
@@ -64,6 +65,7 @@ class ExpertTests:
     p_adjusted: Float[ndarray, "layer expert"]
     q: Float[ndarray, "layer expert"]
     scheme: str
+    reason: str
     words: str
     n_prompts: int
     n_units: int
@@ -89,6 +91,7 @@ class ExpertTests:
                 "rows": self.to_frame().to_dict("records"),
                 "span": self.span,
                 "scheme": self.scheme,
+                "reason": self.reason,
                 "exchanged": self.words,
                 "n_prompts": self.n_prompts,
                 "n_units": self.n_units,
@@ -177,6 +180,7 @@ def expert_tests(
             for name, value in found.items()
         },
         scheme=design.scheme,
+        reason=design.reason,
         words=design.exchange.words,
         n_prompts=design.n_prompts,
         n_units=design.exchange.n_units,

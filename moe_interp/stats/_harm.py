@@ -31,6 +31,7 @@ class HarmTest:
         harm_nested: p-value of any effect of harm within topics, the same or not.
         topic: p-value of topic; NaN with a single topic.
         scheme: Name of the exchange scheme.
+        reason: Why this scheme: what ``"auto"`` found in the labels, or that it was asked for.
         words: What was exchanged for harm, in words.
         topic_words: What was exchanged for topic, in words.
         n_prompts: Prompts that took part.
@@ -45,6 +46,7 @@ class HarmTest:
     harm_nested: Float[ndarray, " row"]
     topic: Float[ndarray, " row"]
     scheme: str
+    reason: str
     words: str
     topic_words: str
     n_prompts: int
@@ -87,6 +89,7 @@ class HarmTest:
             {
                 "rows": self.to_frame().to_dict("records"),
                 "scheme": self.scheme,
+                "reason": self.reason,
                 "exchanged_for_harm": self.words,
                 "exchanged_for_topic": self.topic_words,
                 "n_prompts": self.n_prompts,
@@ -101,7 +104,8 @@ class HarmTest:
         return (
             f"On {self.span!r} tokens: harm {format_p(self.p_harm)}, harm within topics "
             f"{format_p(self.p_harm_nested)}, topic {format_p(self.p_topic)} ({self.n_prompts} "
-            f"prompts; exchanged for harm: {self.words}; for topic: {self.topic_words})."
+            f"prompts; exchanged for harm: {self.words}, since {self.reason}; for topic: "
+            f"{self.topic_words})."
         )
 
 
@@ -166,6 +170,7 @@ def harm_test(
         harm_nested=nested,
         topic=topic,
         scheme=design.scheme,
+        reason=design.reason,
         words=design.exchange.words,
         topic_words=design.topic_exchange.words,
         n_prompts=design.n_prompts,

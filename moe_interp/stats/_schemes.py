@@ -117,7 +117,7 @@ class Labels:
         return Labels(self.topic[mask], self.harm[mask], self.pair[mask], self.wording[mask])
 
 
-def choose_scheme(labels: Labels, paired: Bool[ndarray, " prompt"]) -> str:
+def choose_scheme(labels: Labels, paired: Bool[ndarray, " prompt"]) -> tuple[str, str]:
     """Choose the exchange unit: wording if wordings repeat, else pairs, else single prompts.
 
     Args:
@@ -125,13 +125,22 @@ def choose_scheme(labels: Labels, paired: Bool[ndarray, " prompt"]) -> str:
         paired: Whether the prompt is in a complete pair.
 
     Returns:
-        The name of the scheme.
+        The name of the scheme, and why it was chosen.
     """
     if wording_repeats(labels):
         units = wording_units(labels)
-        mixed = _levels_per_unit(units, labels.harm)
-        return "wording_pair" if (mixed == 2).mean() >= 0.5 else "wording"
-    return "pair" if paired.mean() >= 0.5 else "within_topic"
+        mixed = float((_levels_per_unit(units, labels.harm) == 2).mean())
+        repeated = f"{int(units.max()) + 1} wordings are shared by {len(units)} prompts"
+        if mixed >= 0.5:
+            return "wording_pair", f"{repeated}, and {mixed:.0%} of them are used on both sides"
+        return "wording", f"{repeated}, and {1 - mixed:.0%} of them on one side only"
+    part = float(paired.mean())
+    if part >= 0.5:
+        return "pair", f"no wording is shared and {part:.0%} of the prompts are in matched pairs"
+    return (
+        "within_topic",
+        f"no wording is shared and {part:.0%} of the prompts are in matched pairs",
+    )
 
 
 def wording_repeats(labels: Labels) -> bool:

@@ -51,6 +51,7 @@ class RoutingShares:
             draw; None if no random profiles were given.
         constant_layers: Layers that route every prompt alike; their shares are undefined.
         scheme: Name of the exchange scheme.
+        reason: Why this scheme: what ``"auto"`` found in the labels, or that it was asked for.
         words: What was exchanged, in words.
         n_prompts: Prompts that took part.
         n_units: Exchange units of harm.
@@ -67,6 +68,7 @@ class RoutingShares:
     random: dict[str, Float[ndarray, "draw row"]] | None
     constant_layers: tuple[int, ...]
     scheme: str
+    reason: str
     words: str
     n_prompts: int
     n_units: int
@@ -110,6 +112,7 @@ class RoutingShares:
                 "rows": self.to_frame().to_dict("records"),
                 "constant_layers": self.constant_layers,
                 "scheme": self.scheme,
+                "reason": self.reason,
                 "exchanged": self.words,
                 "n_prompts": self.n_prompts,
                 "n_units": self.n_units,
@@ -214,6 +217,7 @@ def routing_shares(
             layer for layer, alike in zip(profile.layers, constant, strict=True) if alike
         ),
         scheme=design.scheme,
+        reason=design.reason,
         words=design.exchange.words,
         n_prompts=design.n_prompts,
         n_units=design.exchange.n_units,

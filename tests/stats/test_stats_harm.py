@@ -259,4 +259,6 @@ def test_refuses_options_out_of_range(simulate, rng, options, message):
 def test_says_what_was_exchanged(simulate, rng):
     found = harm_test(profile_under(simulate, "pair", rng), n_resamples=99, rng=rng)
     assert "exchanged for harm: the two labels within a matched pair" in found.summary()
+    assert "since no wording is shared and 100% of the prompts" in found.summary()
+    assert found.to_dict()["reason"] == found.reason
     assert found.to_frame()["layer"].tolist() == [0, 1, "all"]

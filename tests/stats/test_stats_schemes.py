@@ -18,6 +18,20 @@ def with_labels(labels, **changes):
     return type(labels)(**{**vars(labels), **changes})
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("wording_pair", "4 wordings are shared by 24 prompts, and 100% of them are used on both"),
+        ("wording", "8 wordings are shared by 24 prompts, and 100% of them on one side only"),
+        ("pair", "no wording is shared and 100% of the prompts are in matched pairs"),
+        ("within_topic", "no wording is shared and 0% of the prompts are in matched pairs"),
+    ],
+)
+def test_auto_says_why_it_chose(simulate, rng, name, reason):
+    assert design_of(simulate, simulate.labels(name), rng).reason.startswith(reason)
+    assert design_of(simulate, simulate.labels(name), rng, scheme=name).reason == "it was asked for"
+
+
 def test_auto_finds_the_unit_that_the_labels_call_for(simulate, scheme, rng):
     design = design_of(simulate, simulate.labels(scheme), rng)
     assert design.scheme == scheme
