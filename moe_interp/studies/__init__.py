@@ -3,7 +3,9 @@
 from moe_interp.studies._causal import Arm
 from moe_interp.studies._registry import STUDIES, Study, find_study, study_table
 from moe_interp.studies._result import StudyResult, check_folder
+from moe_interp.studies._safex2025 import safex2025
 from moe_interp.studies._siddiky2026 import siddiky2026
+from moe_interp.studies._steermoe2025 import steermoe2025
 
 __all__ = [
     "STUDIES",
@@ -12,6 +14,8 @@ __all__ = [
     "StudyResult",
     "check_folder",
     "find_study",
+    "safex2025",
     "siddiky2026",
+    "steermoe2025",
     "study_table",
 ]

@@ -18,7 +18,7 @@ from moe_interp.metrics import RefusalLogOdds, RefusalOpening, RefusalRate
 from moe_interp.models import MoEModel
 from moe_interp.prompts import PromptSet, exchange_units
 from moe_interp.scores import MatchedNull, Scores, matched_null
-from moe_interp.stats import PairedOutcomes, holm, mcnemar
+from moe_interp.stats import PairedOutcomes, PairedTest, holm, mcnemar
 
 ANSWER_TOKENS = 24
 
@@ -208,6 +208,11 @@ def unit_means(
         for level in (True, False)
     )
     return harmful, harmless
+
+
+def smallest_p(test: PairedTest) -> float:
+    """The smallest p-value that so few units or sign patterns allow."""
+    return max(2.0 ** (1 - test.n_pairs), 1 / (1 + test.n_resamples))
 
 
 def rank_of_truth(scores: Scores, planted: ExpertSet) -> dict[str, Any] | None:

@@ -23,6 +23,7 @@ from moe_interp.studies._causal import (
     of_prompts,
     planted_experts,
     refusal_of,
+    smallest_p,
     unit_means,
 )
 from moe_interp.studies._registry import Study, register
@@ -139,7 +140,11 @@ def siddiky2026(
             "chosen on": len(first),
             "judged on": len(second),
         },
-        answers=(*_said_of_spread(spread, overlap, n_top), *(a.sentence() for a in arms)),
+        answers=(
+            *_said_of_spread(spread, overlap, n_top),
+            *(_said_of_test(name, test, alpha) for name, test in tests.items()),
+            *(arm.sentence() for arm in arms),
+        ),
         numbers={
             "coverage": {name: found.coverage for name, found in spread.items()},
             "overlap": overlap,
@@ -252,6 +257,17 @@ def _said_of_spread(
     said = [f"{name} score: {found.summary()}" for name, found in spread.items()]
     shared = ", ".join(f"{part:.0%} by {name}" for name, part in overlap.items())
     return [*said, f"The top {n_top} of both groups share {shared}."]
+
+
+def _said_of_test(name: str, test: PairedTest, alpha: float) -> str:
+    more, less = (
+        int(((test.p_adjusted <= alpha) & (sign * test.effect > 0)).sum()) for sign in (1, -1)
+    )
+    return (
+        f"By {name}, {more} experts are harmful-dominant, {less} benign-dominant and "
+        f"{len(test.effect) - more - less} shared at the {alpha:.0%} level after correction "
+        f"({test.n_pairs} exchange units, with which no p-value is below {smallest_p(test):.2g})."
+    )
 
 
 STUDY = register(
