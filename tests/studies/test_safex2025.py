@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+from study_arms import ends_refusal
+
+import moe_interp as mi
+
+NAME = "safex2025"
+
+
+def test_on_harm_both_rankings_put_the_planted_experts_first(study):
+    found = study(NAME, "harm")
+    for ranking in ("probability", "difference"):
+        rank = found.numbers["rank_of_truth"][ranking]
+        assert rank["p_value"] < 0.001
+        assert max(rank["ranks"]) < 8
+    assert {"L2E14", "L2E15", "L3E14", "L3E15"} <= set(found.numbers["control_group"])
+    assert ends_refusal(found.arm("stable_in_harmful_only"))
+
+
+def test_on_topic_the_contrast_of_groups_does_no_better_than_chance(study):
+    found = study(NAME, "topic")
+    assert found.numbers["rank_of_truth"]["difference"]["p_value"] > 0.05
+    assert not {"L3E8", "L3E9"} & set(found.numbers["control_group"])
+    for arm in found.arms:
+        if arm.name == "stable_in_harmful_only":
+            assert arm.null.observed == 1
+            assert arm.null.p_value > 0.05
+
+
+def test_on_topic_raw_frequency_meets_experts_that_all_prompts_use(study):
+    """The prompt's last token always goes to them: they are often used, by either group."""
+    found = study(NAME, "topic")
+    assert found.numbers["rank_of_truth"]["probability"]["p_value"] < 0.05
+    planted = found.to_frame().query("layer == 3 and expert in (8, 9)")
+    np.testing.assert_allclose(planted["frequency_harmful"], planted["frequency_harmless"])
+
+
+def test_masking_only_what_follows_the_first_word_leaves_refusals(study):
+    """Organisms decide to refuse with the first word, which the prompt's last token writes."""
+    decoding = study(NAME, "harm").numbers["masked_in_decoding"]["stable_in_harmful_only"]
+    assert decoding["before"] == decoding["n"]
+    assert decoding["after"] > study(NAME, "harm").arm("stable_in_harmful_only").outcomes.after
+
+
+def test_a_jailbreak_group_takes_the_place_of_the_harmless(organism, prompts):
+    harmful = prompts.select(prompts.harm)
+    found = mi.studies.safex2025(
+        organism("harm"), prompts, rng=np.random.default_rng(1), jailbreak=harmful, n_null=19
+    )
+    assert {"L2E14", "L2E15", "L3E14", "L3E15"} <= set(found.numbers["detection_group"])
+    assert found.settings["second group"] == "jailbreak"
+
+
+def test_frequencies_are_the_mean_over_prompts(study, organism, prompts):
+    record = mi.record_routing(
+        organism("harm"), prompts, spans=("prompt",), n_random_routers=0, progress=False
+    )
+    index = record.dataset["expert_index"].values
+    owner = record.dataset["prompt_index"].values
+    of_prompts = [
+        np.mean([14 in index[t, 2] for t in np.flatnonzero(owner == prompt)])
+        for prompt in np.flatnonzero(prompts.harm)
+    ]
+    line = study(NAME, "harm").to_frame().query("layer == 2 and expert == 14")
+    assert line["frequency_harmful"].item() == pytest.approx(np.mean(of_prompts))
