@@ -7,7 +7,7 @@ import pytest
 from moe_interp.stats import holm, mcnemar
 
 
-@pytest.mark.parametrize(("lost", "gained"), itertools.product(range(5), range(4)))
+@pytest.mark.parametrize(("lost", "gained"), list(itertools.product(range(5), range(4))))
 def test_the_p_value_is_the_sum_over_all_signs(lost, gained):
     """Every prompt that moved is a fair coin: those outcomes as unlikely as this one count."""
     before = np.array([True] * lost + [False] * gained + [True, False])

@@ -97,7 +97,7 @@ def test_the_summary_names_the_reconstructions(study):
 
 
 def test_an_unknown_change_is_named_with_those_that_are(study):
-    with pytest.raises(KeyError, match="There is no arm 'ban'. Arms: deactivate_positive"):
+    with pytest.raises(KeyError, match=r"There is no arm 'ban'\. Arms: deactivate_positive"):
         study(NAME, "harm").arm("ban")
 
 
@@ -124,7 +124,7 @@ def test_the_same_seed_gives_the_same_numbers(study, organism, prompts):
 def test_ranks_of_planted_experts_share_ties():
     values = np.array([[3.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.0, 0.0]])
     scores = Scores.of_array("score", "unit", values, layers=(2, 5))
-    found = rank_of_truth(scores, ExpertSet("L2E0,L5E0".split(",")))
+    found = rank_of_truth(scores, ExpertSet(["L2E0", "L5E0"]))
     assert found["ranks"] == [1.0, 3.5]
     assert found["chance_rank"] == 4.5
     assert rank_of_truth(scores, ExpertSet()) is None
