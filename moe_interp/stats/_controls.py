@@ -214,11 +214,7 @@ def lexical_basis(
 
 
 def _folds(profile: RoutingProfile, unit: Int[ndarray, " prompt"]) -> Int[ndarray, " prompt"]:
-    """Deal whole units into folds, each with its part of every topic and harm level.
-
-    Leaving out a single harmful prompt would leave harmless ones in the majority, so that its
-    words look harmless; the score would carry the label by mere bookkeeping.
-    """
+    """Deal whole units into folds, each with its part of every topic and harm level."""
     names, first = np.unique(unit, return_index=True)
     fold = np.empty(len(names), dtype=int)
     cells = [f"{profile.harm[row]}{profile.topic[row]}" for row in first]

@@ -119,7 +119,8 @@ def test_words_without_a_bearing_on_harm_do_not_seem_to_have_one(rng):
         profile, tokens = confound_world(rng, n_topics=3, n_pairs=10)
         score = lexical_basis(tokens, profile, np.arange(profile.n_prompts))[:, -1]
         correlations.append(np.corrcoef(score, profile.harm)[0, 1])
-    # The standard error is about 0.15 / sqrt(40); leaving out single prompts gives below -0.3.
+    # The standard error is about 0.21 / sqrt(40) = 0.03; a score fitted on the prompts themselves
+    # goes along with harm.
     assert abs(np.mean(correlations)) < 0.1
 
 

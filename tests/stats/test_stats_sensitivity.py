@@ -133,10 +133,11 @@ def test_only_the_loss_of_what_a_verdict_rests_on_changes_it(rng, label, topic, 
     assert _differs(replace(beside, label="undetermined"), beside)
 
 
-def test_tokens_without_a_background_are_left_out_and_counted(rng):
+@pytest.mark.parametrize("n_bare", [1, 2])
+def test_tokens_without_a_background_are_left_out_and_counted(rng, n_bare):
     profile, tokens = confound_world(rng, design="pair", **WORLDS["harm"])
     rare = tokens.token_id.copy()
-    own = np.flatnonzero(tokens.prompt < 2)
+    own = np.flatnonzero(tokens.prompt < n_bare)
     rare[own] = 1000 + np.arange(len(own))
     found = confound_sensitivity(
         profile, replace(tokens, token_id=rare), n_resamples=99, rng=rng,
@@ -144,7 +145,7 @@ def test_tokens_without_a_background_are_left_out_and_counted(rng):
     )  # fmt: skip
     row = found["token_identity"]
     assert row.covered == pytest.approx(1 - len(own) / tokens.n_tokens)
-    # The pair whose words nobody else uses is gone, both its prompts.
+    # The pair of the prompts whose words nobody else uses is gone, both its prompts.
     assert row.n_prompts == profile.n_prompts - 2
     assert found["plain_shares"].n_prompts == profile.n_prompts
 
