@@ -71,6 +71,7 @@ _PUBLIC = {
     "sweep": "scores",
     "select_experts": "scores",
     "stability_selection": "scores",
+    "write_norm": "scores",
     "greedy_ablation": "scores",
     "matched_null": "scores",
     "off_target": "scores",
@@ -103,6 +104,7 @@ _PUBLIC = {
     "plot_causal": "viz",
     "write_report": "viz",
     "AuditResult": "audit",
+    "examine_routing": "audit",
     "run_audit": "audit",
 }
 

@@ -218,6 +218,7 @@ def _judge(
         [(), (intervention_maker(mode)(experts),)],
         written,
         max_new_tokens=ANSWER_TOKENS,
+        batch_size="auto",
     )
     elsewhere = null.off_target
     return {
@@ -251,7 +252,8 @@ def _judge(
 
 
 def _benign(effect: SideEffect) -> dict[str, float | None]:
-    return {name: effect.to_dict()[name] for name in ("baseline", "observed", "p_value")}
+    found: dict[str, float | None] = {"baseline": effect.baseline, "observed": effect.observed}
+    return found if effect.p_value is None else {**found, "p": effect.p_value}
 
 
 def _before_and_after(measured: Float[np.ndarray, "two prompt"]) -> dict[str, float]:

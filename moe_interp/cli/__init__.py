@@ -1,4 +1,4 @@
-"""The same verbs from a shell: `moe-interp audit | record | report | models | prompts`."""
+"""The same verbs from a shell: `moe-interp audit`, `record`, `test` and others."""
 
 from moe_interp.cli._app import main
 

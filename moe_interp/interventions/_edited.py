@@ -8,7 +8,7 @@ from torch import Tensor
 
 from moe_interp.interventions._intervention import Batch, Intervention, as_recipe
 from moe_interp.interventions._plan import EditTable, edit_table
-from moe_interp.interventions._rows import as_prompt_set
+from moe_interp.interventions._rows import as_prompt_set, spans_needed
 from moe_interp.models import MoEModel
 from moe_interp.models._traced_edits import apply_at_every_step, apply_edits
 from moe_interp.prompts import PromptSet, encode
@@ -55,7 +55,12 @@ def edited(
     if prompts is None:
         batch = Batch(model, np.zeros(1, dtype=np.int64), _NoSpans())
     else:
-        encoded = encode(model.tokenizer, as_prompt_set(prompts), max_length=model.max_positions)
+        encoded = encode(
+            model.tokenizer,
+            as_prompt_set(prompts),
+            max_length=model.max_positions,
+            spans=spans_needed([recipe]),
+        )
         batch = Batch(model, np.arange(len(encoded.input_ids)), encoded.spans)
     groups = [(np.arange(len(batch.prompt_index)), recipe)]
     prefill, decode = (edit_table(batch, groups, phase) for phase in ("prefill", "decode"))

@@ -21,7 +21,14 @@ from moe_interp.interventions._intervention import Batch, Intervention
 from moe_interp.interventions._plan import EditTable, edit_table
 from moe_interp.models import MoEModel
 from moe_interp.models._traced_edits import apply_edits
-from moe_interp.prompts import Encoded, Prompt, PromptSet, tokenize
+from moe_interp.prompts import (
+    DEFAULT_SPANS,
+    PAIR_SPANS,
+    Encoded,
+    Prompt,
+    PromptSet,
+    tokenize,
+)
 
 #: Tokens, padding included, that "auto" puts into one batch.
 TOKENS_PER_BATCH = 16384
@@ -75,7 +82,7 @@ def outcomes(
         raise ValueError(f"`max_new_tokens` must be at least 0, got {max_new_tokens}.")
     check_recipes(model, recipes)
     limit = None if model.max_positions is None else model.max_positions - max_new_tokens
-    tokenized = tokenize(model.tokenizer, prompts, max_length=limit)
+    tokenized = tokenize(model.tokenizer, prompts, max_length=limit, spans=spans_needed(recipes))
     for rows in planned_batches(tokenized.lengths + max_new_tokens, len(recipes), batch_size):
         recipe, prompt = np.divmod(rows, len(prompts))
         encoded = tokenized.batch(prompt.tolist())
@@ -91,6 +98,12 @@ def outcomes(
             logits = _last_logits(model, encoded, prefill)
             _check_numbers(logits.isnan().any(-1), prompts, recipes, recipe, prompt)
             yield Outcome(recipe, prompt, logits=logits)
+
+
+def spans_needed(recipes: Sequence[Recipe]) -> tuple[str, ...]:
+    """The usual spans, and those of matched pairs where an intervention names them."""
+    named = {getattr(intervention, "tokens", None) for recipe in recipes for intervention in recipe}
+    return (*DEFAULT_SPANS, *(span for span in PAIR_SPANS if span in named))
 
 
 def check_recipes(model: MoEModel, recipes: Sequence[Recipe]) -> None:

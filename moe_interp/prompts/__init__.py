@@ -10,12 +10,13 @@ from moe_interp.prompts._pair_report import PairedPrompts, PairReport, pair_repo
 from moe_interp.prompts._pairing import match_lengths, pair_prompts
 from moe_interp.prompts._prompt import Prompt, listed
 from moe_interp.prompts._promptset import PromptSet
-from moe_interp.prompts._spans import DEFAULT_SPANS, SPANS
+from moe_interp.prompts._spans import DEFAULT_SPANS, PAIR_SPANS, SPANS
 from moe_interp.prompts._split import exchange_units
 
 __all__ = [
     "BUILTIN_PROMPTS",
     "DEFAULT_SPANS",
+    "PAIR_SPANS",
     "SPANS",
     "Alignment",
     "DataCard",

@@ -117,7 +117,8 @@ def difference_interval(difference: Float[ndarray, " prompt"]) -> tuple[float, f
     """The 95 % t interval of a mean difference across prompts; NaN for a single prompt."""
     if len(difference) < 2:
         return float("nan"), float("nan")
-    reach = stats.t.ppf(0.975, len(difference) - 1) * stats.sem(difference)
+    error = difference.std(ddof=1) / np.sqrt(len(difference))
+    reach = stats.t.ppf(0.975, len(difference) - 1) * error
     return float(difference.mean() - reach), float(difference.mean() + reach)
 
 

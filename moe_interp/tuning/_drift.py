@@ -46,7 +46,8 @@ class RoutingDrift:
         mean = float(by_prompt.mean())
         if len(by_prompt) < 2:
             return mean, float("nan"), float("nan")
-        reach = stats.t.ppf((1 + confidence) / 2, len(by_prompt) - 1) * stats.sem(by_prompt)
+        error = by_prompt.std(ddof=1) / np.sqrt(len(by_prompt))
+        reach = stats.t.ppf((1 + confidence) / 2, len(by_prompt) - 1) * error
         return mean, float(mean - reach), float(mean + reach)
 
     def to_frame(self) -> "DataFrame":

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -22,11 +23,11 @@ def says_one_line(found, text):
 def test_help_lists_the_commands(cli):
     code, out, _ = cli("--help")
     assert code == 0
-    for command in ("audit", "record", "report", "models", "prompts"):
+    for command in ("audit", "record", "test", "report", "models", "prompts"):
         assert command in out
 
 
-@pytest.mark.parametrize("command", ["audit", "record", "report", "models", "prompts"])
+@pytest.mark.parametrize("command", ["audit", "record", "test", "report", "models", "prompts"])
 def test_every_command_has_help_with_an_example(cli, command):
     code, out, _ = cli(command, "--help")
     assert code == 0
@@ -79,6 +80,27 @@ def test_a_record_is_written_and_opens_again(cli, tmp_path, tiny_checkpoint):
     assert mi.open_record(out).n_prompts == 8
     says_one_line(cli(*arguments), "routing.zarr")
     assert cli(*arguments, "--force")[0] == 0
+
+
+def test_a_record_is_tested_without_a_model(cli, tmp_path):
+    record = mi.record_routing(
+        mi.load_model("organism:topic", check=False),
+        mi.load_prompts("organism", per_topic=8),
+        n_random_routers=39,
+        rng=np.random.default_rng(0),
+        progress=False,
+    )
+    record.save(tmp_path / "routing.zarr")
+    out = tmp_path / "tests.json"
+    arguments = ("test", tmp_path / "routing.zarr", "--resamples", 99, "--out", out)
+    code, said, _ = cli(*arguments)
+    assert code == 0
+    assert "topic_driven ('user' tokens)" in said
+    assert "No control changes it." in said
+    assert json.loads(out.read_text())["verdict"]["label"] == "topic_driven"
+    says_one_line(cli(*arguments), "tests.json")
+    says_one_line(cli("test", tmp_path / "none.zarr"), "none.zarr")
+    says_one_line(cli(*arguments[:2], "--span", "answer"), "'answer' was not recorded")
 
 
 def test_an_audit_checks_its_output_folder_before_anything_else(cli, tmp_path):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from moe_interp import ExpertSet, Zero, measure_effect, record_routing, run
+from moe_interp.errors import SpanError
 from moe_interp.interventions import (
     AddVector,
     Force,
@@ -23,6 +24,7 @@ from moe_interp.interventions import (
     patch,
     routing_of,
 )
+from moe_interp.prompts import Prompt, PromptSet, encode
 
 FAMILIES = (
     "olmoe",
@@ -343,3 +345,27 @@ def test_patching_all_blocks_and_one_block_at_one_token_differ_as_their_edits_do
         logits = run(model, corrupted, PatchBlock(layers, source, tokens=tokens)).logits
         np.testing.assert_allclose(result.patched, metric(logits).numpy(), atol=1e-5)
         assert np.abs(result.effect).max() > 1e-3
+
+
+def test_an_intervention_may_name_what_the_members_of_a_pair_share(tiny_model):
+    model = tiny_model("olmoe")
+    pair = PromptSet(
+        [
+            Prompt("how do i kill the process today", pair="a", harm=True),
+            Prompt("how do i help the process today", pair="a", harm=False),
+        ],
+        source="pair",
+    )
+    mask = [[False] * 4 + [True] * 3] * 2
+    vector = [1.0] * 32
+    expected = run(model, pair, AddVector(1, vector, tokens=mask)).logits
+    shared = AddVector(1, vector, tokens="after_divergence")
+    assert torch.equal(run(model, pair, shared).logits, expected)
+    changed = edited(model, shared, prompts=pair)
+    inputs = encode(model.tokenizer, pair).inputs
+    with torch.no_grad(), changed.trace(inputs):
+        logits = changed.nnsight.output.logits[:, -1].save()
+    torch.testing.assert_close(logits, expected)
+    assert (run(model, pair, AddVector(1, vector)).logits - expected).abs().max() > 1e-3
+    with pytest.raises(SpanError, match=r"No prompt has a token in the span 'after_divergence'"):
+        run(model, ["help me"], AddVector(1, vector, tokens="after_divergence"))
