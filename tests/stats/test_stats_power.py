@@ -73,6 +73,7 @@ def test_one_pass_serves_all_sizes(simulate, scheme, rng):
     design = make_design(profile, scheme, need_topics=True)
     points = design.embed(profile)
     direction = rng.normal(size=6)
+    direction /= np.linalg.norm(direction)
     sizes = np.array([0.0, 0.002, 0.005, 0.01, 0.02, 0.3])
     found = _p_values(
         design, points.reshape(design.n_prompts, -1), direction, sizes, 60, np.random.default_rng(1)
