@@ -22,6 +22,7 @@ from moe_interp.scores._sensitivity import gradient_sensitivity
 from moe_interp.scores._side_effects import OffTarget, SideEffect
 from moe_interp.scores._stability import StabilitySelection, stability_selection
 from moe_interp.scores._sweep import sweep
+from moe_interp.scores._writing import largest_output, super_experts, write_norm
 
 __all__ = [
     "Comparison",
@@ -39,6 +40,7 @@ __all__ = [
     "gradient_sensitivity",
     "greedy_ablation",
     "integrated_attribution",
+    "largest_output",
     "logit_direction",
     "matched_null",
     "mean_difference",
@@ -49,5 +51,7 @@ __all__ = [
     "select_experts",
     "selection_frequency",
     "stability_selection",
+    "super_experts",
     "sweep",
+    "write_norm",
 ]

@@ -1,6 +1,7 @@
 """Topic or harm? Shares, permutation tests and a verdict from arrays alone."""
 
 from moe_interp.stats._claim import HalfClaim, RoutingClaim, routing_claim
+from moe_interp.stats._coactivation import Coactivation, coactivation, router_saturation
 from moe_interp.stats._concentration import Concentration, concentration
 from moe_interp.stats._conditional import ConditionalMI, conditional_mi
 from moe_interp.stats._design_effect import DesignEffect, design_effect
@@ -17,6 +18,14 @@ from moe_interp.stats._profile import RoutingProfile
 from moe_interp.stats._random_router import random_router_baseline
 from moe_interp.stats._sensitivity import ConfoundSensitivity, Controlled, confound_sensitivity
 from moe_interp.stats._shares import RoutingShares, routing_shares
+from moe_interp.stats._specialisation import (
+    DomainSpecialisation,
+    StandingCommittee,
+    VocabularySpecialisation,
+    domain_specialisation,
+    standing_committee,
+    vocabulary_specialisation,
+)
 from moe_interp.stats._swap import SwapDistances, swap_distances
 from moe_interp.stats._tokens import TokenRouting
 from moe_interp.stats._transfer import transfer_auc
@@ -25,11 +34,13 @@ from moe_interp.stats._verdict import FactorEvidence, Verdict, decide, verdict
 
 __all__ = [
     "BaselineAUC",
+    "Coactivation",
     "Concentration",
     "ConditionalMI",
     "ConfoundSensitivity",
     "Controlled",
     "DesignEffect",
+    "DomainSpecialisation",
     "ExpertTests",
     "FactorEvidence",
     "FactorLimits",
@@ -44,16 +55,20 @@ __all__ = [
     "RoutingProfile",
     "RoutingShares",
     "SplitAUC",
+    "StandingCommittee",
     "SwapDistances",
     "TokenRouting",
     "TransferAUC",
     "Verdict",
+    "VocabularySpecialisation",
     "bag_of_tokens",
+    "coactivation",
     "concentration",
     "conditional_mi",
     "confound_sensitivity",
     "decide",
     "design_effect",
+    "domain_specialisation",
     "expert_tests",
     "harm_test",
     "holm",
@@ -64,9 +79,12 @@ __all__ = [
     "power",
     "random_expert_features",
     "random_router_baseline",
+    "router_saturation",
     "routing_claim",
     "routing_shares",
+    "standing_committee",
     "swap_distances",
     "transfer_auc",
     "verdict",
+    "vocabulary_specialisation",
 ]

@@ -1,6 +1,7 @@
 """Studies: the analyses of papers, each with the control that the paper lacked."""
 
 from moe_interp.studies._causal import Arm
+from moe_interp.studies._olmoe2024 import olmoe2024
 from moe_interp.studies._registry import STUDIES, Study, find_study, study_table
 from moe_interp.studies._result import StudyResult, check_folder
 from moe_interp.studies._safex2025 import safex2025
@@ -14,6 +15,7 @@ __all__ = [
     "StudyResult",
     "check_folder",
     "find_study",
+    "olmoe2024",
     "safex2025",
     "siddiky2026",
     "steermoe2025",

@@ -21,11 +21,6 @@ def test_the_p_value_is_the_sum_over_all_signs(lost, gained):
     assert (found.before, found.after, found.n) == (lost + 1, gained + 1, n + 2)
 
 
-def test_shapes_must_agree():
-    with pytest.raises(ValueError, match=r"got the shapes \(2,\) and \(3,\)"):
-        mcnemar(np.ones(2, dtype=bool), np.ones(3, dtype=bool))
-
-
 def test_holm_is_the_step_down_rule():
     rng = np.random.default_rng(0)
     for _ in range(20):

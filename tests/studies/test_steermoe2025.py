@@ -82,7 +82,7 @@ def test_steering_selects_what_the_papers_rule_selects_on_a_hand_made_router(org
 
 def _under(model, logits, recipe):
     """The experts that layer 1 chooses, with these logits given and the recipe on top."""
-    given = mi.Steer({1: logits - _last(model, "router_logits")})
+    given = mi.Steer({1: (logits - _last(model, "router_logits")).tolist()})
     chosen = _last(mi.edited(model, [given, *recipe]), "expert_index")
     return set(chosen.tolist())
 

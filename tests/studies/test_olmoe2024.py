@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+
+import moe_interp as mi
+from moe_interp.errors import DesignError
+from moe_interp.studies import olmoe2024
+
+
+@pytest.fixture(scope="module")
+def described(organism, prompts):
+    """Descriptions of organisms; each takes a second."""
+    return {
+        name: olmoe2024(organism(name), prompts, rng=np.random.default_rng(0), n_resamples=399)
+        for name in ("topic", "harm", "null")
+    }
+
+
+def test_on_topic_every_planted_expert_belongs_to_its_topic(described, organism):
+    table = described["topic"].to_frame()
+    for topic, experts in organism("topic").card["truth"]["topic_experts"].items():
+        for expert in mi.ExpertSet(experts):
+            line = table.query(f"layer == {expert.layer} and expert == {expert.expert}").iloc[0]
+            assert line["domain"] == topic
+            assert line["specialisation"] > 0.2
+            assert line["p_adjusted"] <= 0.05
+
+
+def test_on_harm_few_experts_belong_to_a_topic(described):
+    table = described["harm"].to_frame()
+    assert described["harm"].numbers["specialised"] <= 6
+    assert table["specialisation"].abs().max() < 0.2
+
+
+def test_on_topic_the_two_experts_of_a_topic_are_chosen_together(described):
+    pairs = described["topic"].tables["pairs"]
+    assert (pairs["second"] - pairs["first"] == 8).all()
+    assert (pairs["layer"] < 3).all()
+    assert (pairs["share"] > 0.95).all()
+    assert (pairs["expected"] < 0.1).all()
+    assert (pairs["low"] > 0.5).all()
+
+
+def test_with_random_routers_no_pair_is_bound_like_that(described):
+    assert described["null"].tables["pairs"]["share"].max() < 0.9
+
+
+def test_no_expert_stands_in_all_topics_where_topics_are_routed(described):
+    committees = described["topic"].numbers["standing_committees"]
+    assert not any(committees[layer] for layer in ("0", "1", "2"))
+    assert any(described["harm"].numbers["standing_committees"].values())
+
+
+def test_shares_are_counts_over_the_tokens_of_a_topic(described, organism, prompts):
+    record = mi.record_routing(
+        organism("topic"), prompts, spans=("user",), n_random_routers=0, progress=False
+    )
+    inside = record.inside("user")
+    index = record.dataset["expert_index"].values
+    topics = [prompts.topics[owner] for owner in record.dataset["prompt_index"].values]
+    tokens = [t for t in np.flatnonzero(inside) if topics[t] == "locks"]
+    line = (
+        described["topic"]
+        .tables["domains"]
+        .query("domain == 'locks' and layer == 1 and expert == 9")
+    )
+    expected = sum(9 in index[t, 1] for t in tokens) / len(tokens)
+    assert line["share"].item() == pytest.approx(expected)
+    assert line["low"].item() <= expected <= line["high"].item()
+
+
+def test_a_model_agrees_with_itself_and_with_a_stranger_as_chance_would(organism, prompts):
+    options = {"n_resamples": 9, "n_bootstrap": 9}
+    same, other = (
+        olmoe2024(
+            organism("topic"),
+            prompts,
+            rng=np.random.default_rng(0),
+            other=organism(name),
+            **options,
+        ).tables["saturation"]
+        for name in ("topic", "harm")
+    )
+    assert (same["saturation"] == 1).all()
+    assert (other["saturation"] - other["chance"]).abs().max() < 0.1
+    assert (other["low"] <= other["saturation"]).all()
+
+
+def test_prompts_need_topics(organism):
+    with pytest.raises(DesignError, match="2 of 2 prompts have none and the others have 0"):
+        olmoe2024(
+            organism("topic"),
+            mi.PromptSet([mi.Prompt("how do i bake bread ?"), mi.Prompt("open the lock")]),
+            rng=np.random.default_rng(0),
+        )
+
+
+def test_harm_is_not_needed(organism, prompts):
+    plain = mi.PromptSet(
+        mi.Prompt(one.text, topic=one.topic, wording=one.wording, pair=one.pair, id=one.id)
+        for one in prompts
+    )
+    found = olmoe2024(organism("topic"), plain, rng=np.random.default_rng(0), n_resamples=9)
+    assert len(found.to_frame()) == 64
