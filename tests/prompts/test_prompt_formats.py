@@ -33,7 +33,7 @@ EXPECTED = PromptSet(Prompt(**row) for row in ROWS)
         ("a.csv", CSV),
         ("A.CSV", CSV),
         ("a.tsv", TSV),
-        ("a.jsonl.gz", gzip.compress(JSONL.encode())),
+        ("a.jsonl.gz", gzip.compress(JSONL.encode(), mtime=0)),
         ("a.csv.xz", lzma.compress(CSV.encode())),
     ],
 )
