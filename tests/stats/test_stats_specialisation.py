@@ -97,7 +97,7 @@ def test_numbers_of_draws_are_positive(options):
 
 
 def test_one_domain_is_too_few():
-    count, tokens, domain = world(0)
+    count, tokens, _ = world(0)
     with pytest.raises(ValueError, match="48 of 1 domains"):
         domain_specialisation(count, tokens, ["a"] * 48, rng=np.random.default_rng(0))
 

@@ -32,7 +32,9 @@ def test_on_topic_raw_frequency_meets_experts_that_all_prompts_use(study):
     found = study(NAME, "topic")
     assert found.numbers["rank_of_truth"]["probability"]["p_value"] < 0.05
     planted = found.to_frame().query("layer == 3 and expert in (8, 9)")
-    np.testing.assert_allclose(planted["frequency_harmful"], planted["frequency_harmless"])
+    np.testing.assert_allclose(
+        planted["frequency_harmful"], planted["frequency_harmless"], rtol=0.02
+    )
 
 
 def test_masking_only_what_follows_the_first_word_leaves_refusals(study):
