@@ -14,13 +14,16 @@ from moe_interp import __version__
 from moe_interp.audit._causal import CausalCheck, check_causally
 from moe_interp.audit._result import SCHEMA_VERSION, AuditResult
 from moe_interp.audit._words import METHOD, card_truth, spans_note
-from moe_interp.capture import record_routing
+from moe_interp.capture import RoutingRecord, check_confounds, record_routing
+from moe_interp.errors import DesignError
 from moe_interp.models import MoEModel
 from moe_interp.prompts import PromptSet
 from moe_interp.scores import selection_frequency
-from moe_interp.stats import ExpertTests, Verdict, expert_tests, verdict
+from moe_interp.stats import ExpertTests, Verdict, design_effect, expert_tests, verdict
 
 SPANS = ("user", "prompt", "last")
+# Seven controls at full resolution would take as long as everything before them.
+N_CONTROL_RESAMPLES = 999
 _PACKAGES = ("torch", "transformers", "nnsight", "numpy", "scipy", "xarray", "zarr", "plotly")
 
 
@@ -75,8 +78,8 @@ def run_audit(
         'topic_driven'
     """
     seconds: dict[str, float] = {}
-    streams = np.random.SeedSequence(seed).spawn(4)
-    routers, relabel, per_expert, causal_stream = map(np.random.default_rng, streams)
+    streams = np.random.SeedSequence(seed).spawn(5)
+    routers, relabel, per_expert, causal_stream, controlled = map(np.random.default_rng, streams)
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always", UserWarning)
         prompts = prompts.balanced()
@@ -106,6 +109,8 @@ def run_audit(
             for span in SPANS
         }
         tests = expert_tests(record.profile(SPANS[0]), n_resamples=n_resamples, rng=per_expert)
+    with _timed(seconds, "controls"):
+        sensitivity = _sensitivity(record, min(n_resamples, N_CONTROL_RESAMPLES), controlled, alpha)
     with _timed(seconds, "causal"):
         check = check_causally(
             model,
@@ -121,7 +126,21 @@ def run_audit(
         )
     seconds["total"] = sum(seconds.values())
     results = _results(model, prompts, left_out, seed, verdicts, tests, check, seconds)
+    results["sensitivity"] = sensitivity
     return AuditResult(results=results, record=record)
+
+
+def _sensitivity(
+    record: RoutingRecord, n_resamples: int, rng: np.random.Generator, alpha: float
+) -> dict[str, Any]:
+    """The primary verdict with confounds taken out; why not, if these prompts do not allow it."""
+    span = SPANS[0]
+    try:
+        found = check_confounds(record, span, n_resamples=n_resamples, rng=rng, alpha=alpha)
+        dispersion = design_effect(record.profile(span)).summary()
+    except DesignError as error:
+        return {"span": span, "rows": [], "changing": [], "refused": str(error)}
+    return {**found.to_dict(), "dispersion": dispersion, "refused": None}
 
 
 @contextmanager
@@ -164,6 +183,7 @@ def _results(
         "verdicts": {span: found.label for span, found in verdicts.items()},
         "reasons": {span: found.reason for span, found in verdicts.items()},
         "verdict_numbers": {span: found.to_dict()["numbers"] for span, found in verdicts.items()},
+        "what_would_change": {span: found.what_would_change for span, found in verdicts.items()},
         "verdict_note": spans_note({span: found.label for span, found in verdicts.items()}),
         "experts": _experts(tests, check),
         "causal": check.results,

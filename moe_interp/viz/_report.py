@@ -7,6 +7,7 @@ from typing import Any
 from moe_interp.errors import ResultError
 from moe_interp.viz import _answers as answers
 from moe_interp.viz import _sections as sections
+from moe_interp.viz._controls import controls
 from moe_interp.viz._page import asset, page
 from moe_interp.viz._plot_causal import plot_causal
 from moe_interp.viz._plot_decomposition import plot_decomposition
@@ -105,6 +106,7 @@ def _body(results: Mapping[str, Any], record: Recorded | None) -> str:
         answers.verdict(results),
         answers.causal(results),
         sections.decomposition(results),
+        controls(results),
         sections.expert_map(results),
         sections.tokens(record is not None),
         sections.top_experts(results),

@@ -8,6 +8,7 @@ import pytest
 
 import moe_interp as mi
 from moe_interp.audit import read_audit
+from moe_interp.audit._run import _sensitivity
 from moe_interp.errors import DesignError, PromptError, ResultError, ResultExistsError
 from moe_interp.organism import card
 
@@ -87,6 +88,30 @@ def test_a_set_that_also_spoils_harmless_answers_is_not_called_specific(audited)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["topic", "harm"])
+def test_the_verdict_is_shown_with_confounds_taken_out(audited, name):
+    found = audited(name).results["sensitivity"]
+    assert found["refused"] is None
+    assert found["span"] == "user"
+    controls = {row["control"]: row for row in found["rows"]}
+    assert set(controls) == {
+        "none", "length", "lexical", "first_choice", "plain_shares", "position", "token_identity",
+    }  # fmt: skip
+    assert controls["none"]["label"] == audited(name).results["verdict"]
+    strong = {"topic": "topic", "harm": "harm"}[name]
+    assert all(row[f"finds_{strong}"] for row in controls.values())
+    assert "design effect" in found["dispersion"]
+    assert set(audited(name).results["what_would_change"]) == {"user", "prompt", "last"}
+
+
+def test_prompts_too_few_for_controls_say_so(monkeypatch, audited):
+    record = audited("topic").record
+    few = record.select(np.arange(record.n_prompts) < 6)
+    found = _sensitivity(few, 99, np.random.default_rng(0), 0.05)
+    assert found["rows"] == []
+    assert "units" in found["refused"] or "prompts" in found["refused"]
+
+
 def test_the_results_hold_what_is_promised_and_survive_json(audited):
     result = audited("topic")
     plain = result.to_dict()

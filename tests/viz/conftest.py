@@ -120,6 +120,20 @@ def _experts(rng):
     return rows
 
 
+def _control(name, *, label="topic_driven"):
+    return {
+        "control": name,
+        "words": "what was done",
+        "label": label,
+        "topic": (0.38, 0.35, 0.41),
+        "harm": (0.004, -0.001, 0.009),
+        "p_topic": 0.0001,
+        "p_harm": 0.0123,
+        "covered": 1.0 if label else 0.77,
+        "changes": label is None,
+    }
+
+
 def _causal(rng):
     null = np.clip(rng.normal(0.975, 0.02, 100), 0, 1).round(3).tolist()
     main = {
@@ -201,6 +215,19 @@ def made_up():
             "user": "Harm is negligible beside topic, and topic lies above the random router.",
             "prompt": "Harm is negligible beside topic.",
             "last": "Harm lies above the random router, and topic does not.",
+        },
+        "what_would_change": {
+            "user": "Topic would no longer count at 3 more random routers above it.",
+            "prompt": "Other prompts.",
+            "last": "Other prompts.",
+        },
+        "sensitivity": {
+            "span": "user",
+            "alpha": 0.05,
+            "changing": ["token_identity"],
+            "dispersion": "Prompts differ more than their tokens make them: design effect 1.5.",
+            "refused": None,
+            "rows": [_control("none"), _control("length"), _control("token_identity", label=None)],
         },
         "verdict_note": "The answer depends on the tokens one looks at.",
         "experts": _experts(rng),

@@ -49,6 +49,7 @@ def test_the_verdict_comes_first_and_then_its_numbers(written):
         "The spans disagree",
         "Do the selected experts matter?",
         "layer by layer",
+        "What could have fooled it",
         "Which experts",
         "The tokens",
         "Experts worth a look",
@@ -59,6 +60,31 @@ def test_the_verdict_comes_first_and_then_its_numbers(written):
     ]
     places = [text.index(part) for part in order]
     assert places == sorted(places)
+
+
+def test_controls_say_what_they_take_out_and_what_changes(written, results):
+    text = text_of(written())
+    assert "hangs on which tokens they are: with that taken out, another one is given." in text
+    rows = [
+        "nothing Topic-driven 0.380 (0.350 to 0.410) 0.0001 0.004 (−0.001 to 0.009) 0.0123 100.0%",
+        "which tokens they are (differs) – 0.380",
+        "77.0%",
+        "Topic would no longer count at 3 more random routers above it.",
+        "design effect 1.5",
+        "“–”: random routers were counted by prompt",
+    ]
+    for row in rows:
+        assert row in text
+    calm = results["sensitivity"] | {"changing": [], "rows": results["sensitivity"]["rows"][:2]}
+    text = text_of(written(sensitivity=calm))
+    assert "No control changes what is found on user tokens." in text
+    assert "counted by prompt" not in text
+    undone = calm["rows"][1] | {"topic": None, "words": "too few tokens"}
+    text = text_of(written(sensitivity=calm | {"rows": [undone]}))
+    assert "length of the prompts not run: too few tokens" in text
+    refused = {"span": "user", "rows": [], "changing": [], "refused": "Too few <b>units</b>."}
+    assert "Too few <b>units</b>." in text_of(written(sensitivity=refused))
+    assert "What could have fooled it Not measured." in text_of(written(sensitivity=None))
 
 
 def test_every_span_is_quoted_with_the_numbers_of_the_results(written, results):
