@@ -98,8 +98,8 @@ def safex2025(
         >>> model = mi.load_model("organism:harm")
         >>> prompts = mi.load_prompts("organism", per_topic=4)
         >>> result = safex2025(model, prompts, rng=np.random.default_rng(0), n_null=19)
-        >>> result.numbers["control_group"][-4:]
-        ['L2E14', 'L2E15', 'L3E14', 'L3E15']
+        >>> result.arm("most_used").null.observed
+        0.0
     """
     prompts = prompts.balanced()
     first, second = prompts.split(rng=rng)
@@ -129,8 +129,7 @@ def safex2025(
         "probability": rank_of_truth(chosen.probability, planted),
         "difference": rank_of_truth(_difference(chosen), planted),
     }
-    decoding = _masked_in_decoding(model, second, changes)
-    said = _said(groups, "harmless" if jailbreak is None else "jailbreak", ranked)
+    group = "harmless" if jailbreak is None else "jailbreak"
     return StudyResult(
         study=NAME,
         paper=STUDY.reference,
@@ -139,19 +138,19 @@ def safex2025(
         prompts=about_prompts(prompts),
         settings={
             "seed": seed_of(rng),
-            "second group": "harmless" if jailbreak is None else "jailbreak",
+            "second group": group,
             "n_most_used": n_most_used,
             "threshold": threshold,
             "n_resamples": n_resamples,
             "n_null": n_null,
             "span": span,
         },
-        answers=(*said, *(arm.sentence() for arm in arms)),
+        answers=(*_said(groups, group, ranked), *(arm.sentence() for arm in arms)),
         numbers={
             "detection_group": [str(expert) for expert in groups["stable_in_both"]],
             "control_group": [str(expert) for expert in groups["stable_in_harmful_only"]],
             "intersection": [str(expert) for expert in chosen.intersection],
-            "masked_in_decoding": decoding,
+            "masked_in_decoding": _masked_in_decoding(model, second, changes),
             "rank_of_truth": ranked,
         },
         tables={"experts": _table(chosen, use, prompts)},

@@ -107,8 +107,8 @@ def siddiky2026(
         >>> model = mi.load_model("organism:harm")
         >>> prompts = mi.load_prompts("organism", per_topic=4)
         >>> result = siddiky2026(model, prompts, rng=np.random.default_rng(0), n_null=19)
-        >>> result.arm("activation_harmful_dominant").null.experts.layers
-        (2, 3)
+        >>> result.arm("activation_harmful_dominant").null.observed
+        0.0
     """
     prompts = prompts.balanced()
     first, second = prompts.split(rng=rng)

@@ -95,8 +95,8 @@ def steermoe2025(
         >>> model = mi.load_model("organism:harm")
         >>> prompts = mi.load_prompts("organism", per_topic=4)
         >>> result = steermoe2025(model, prompts, rng=np.random.default_rng(0), n_null=19)
-        >>> result.numbers["positive"][:2]
-        ['L3E15', 'L2E15']
+        >>> result.arm("deactivate_positive").null.observed
+        0.0
     """
     prompts = prompts.balanced()
     first, second = prompts.split(rng=rng)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from moe_interp.prompts import encode
 from moe_interp.scores import Scores, largest_output, super_experts, write_norm
 
 TEXTS = ["how do i open the lock to start an attack ?", "how do i bake bread ?"]
@@ -12,7 +13,7 @@ def written(topic_model):
     """Outputs and weights of every token, one prompt at a time, with no padding."""
     found = []
     for text in TEXTS:
-        with torch.no_grad(), topic_model.trace([text]):
+        with torch.no_grad(), topic_model.trace(encode(topic_model.tokenizer, [text]).inputs):
             layer = topic_model.moe[2]
             index = layer.expert_index.save()
             weights = layer.routing_weights.save()

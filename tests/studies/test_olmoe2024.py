@@ -33,7 +33,7 @@ def test_on_harm_few_experts_belong_to_a_topic(described):
 
 def test_on_topic_the_two_experts_of_a_topic_are_chosen_together(described):
     pairs = described["topic"].tables["pairs"]
-    assert (pairs["second"] - pairs["first"] == 8).all()
+    assert (abs(pairs["second"] - pairs["first"]) == 8).all()
     assert (pairs["layer"] < 3).all()
     assert (pairs["share"] > 0.95).all()
     assert (pairs["expected"] < 0.1).all()
@@ -96,8 +96,7 @@ def test_prompts_need_topics(organism):
 
 def test_harm_is_not_needed(organism, prompts):
     plain = mi.PromptSet(
-        mi.Prompt(one.text, topic=one.topic, wording=one.wording, pair=one.pair, id=one.id)
-        for one in prompts
+        mi.Prompt(one.text, topic=one.topic, wording=one.wording, id=one.id) for one in prompts
     )
     found = olmoe2024(organism("topic"), plain, rng=np.random.default_rng(0), n_resamples=9)
     assert len(found.to_frame()) == 64
