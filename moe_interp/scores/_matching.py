@@ -155,6 +155,21 @@ def log_use(score: Scores, layer: int) -> Float[ndarray, " expert"]:
     return np.log(np.maximum(use, _SMALLEST * max(float(use.max()), np.finfo(float).tiny)))
 
 
+def recipes_once(
+    recipe: tuple[Intervention, ...], draws: Sequence[Draw]
+) -> list[tuple[Intervention, ...]]:
+    """What has to run: nothing, the change, and each different counterpart once."""
+    return [(), recipe, *{draw.key: draw.recipe for draw in draws}.values()]
+
+
+def for_each_draw(
+    measured: Float[ndarray, "recipe prompt"], draws: Sequence[Draw]
+) -> Float[ndarray, "row prompt"]:
+    """What `recipes_once` gave, with one row for each counterpart, equal ones repeated."""
+    place = {key: 2 + row for row, key in enumerate(dict.fromkeys(draw.key for draw in draws))}
+    return measured[[0, 1, *(place[draw.key] for draw in draws)]]
+
+
 def mean_use(experts: ExpertSet, match: Sequence[Scores]) -> Float[ndarray, " score"]:
     """Mean of each measure of use over a set of experts; NaN for an empty set."""
     if not len(experts):

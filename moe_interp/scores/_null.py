@@ -27,9 +27,11 @@ from moe_interp.prompts import PromptSet
 from moe_interp.scores._matching import (
     Draw,
     draw_counterparts,
+    for_each_draw,
     mean_use,
     named_experts,
     null_p_value,
+    recipes_once,
 )
 from moe_interp.scores._null_result import MatchedNull
 from moe_interp.scores._off_target import panel
@@ -118,7 +120,15 @@ def matched_null(
     for one in recipe:
         one.check(model)
     draws = draw_counterparts(recipe, scores, n_draws, rng)
-    measured = _measured(model, prompts, recipe, draws, metric, max_new_tokens, batch_rows)
+    once = measure(
+        model,
+        prompts,
+        recipes_once(recipe, draws),
+        metric,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_rows,
+    )
+    measured = for_each_draw(once, draws)
     mean = measured.mean(axis=1)
     low, high = difference_interval(measured[1] - measured[0])
     elsewhere = None
@@ -178,29 +188,6 @@ def _as_scores(match: Scores | Sequence[Scores]) -> tuple[Scores, ...]:
             f"{match!r}."
         )
     return scores
-
-
-def _measured(
-    model: MoEModel,
-    prompts: PromptSet,
-    recipe: tuple[Intervention, ...],
-    draws: Sequence[Draw],
-    metric: Metric,
-    max_new_tokens: int,
-    batch_rows: int | str,
-) -> Float[ndarray, "recipe prompt"]:
-    """Untouched, changed, then each counterpart; equal counterparts run once."""
-    different = {draw.key: draw.recipe for draw in draws}
-    measured = measure(
-        model,
-        prompts,
-        [(), recipe, *different.values()],
-        metric,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_rows,
-    )
-    place = {key: 2 + row for row, key in enumerate(different)}
-    return measured[[0, 1, *(place[draw.key] for draw in draws)]]
 
 
 def _specificity(

@@ -21,7 +21,7 @@ from moe_interp.interventions import (
 from moe_interp.metrics import RefusalRate, TextMetric
 from moe_interp.models import MoEModel
 from moe_interp.prompts import PromptSet
-from moe_interp.scores._matching import Draw, null_p_value
+from moe_interp.scores._matching import Draw, for_each_draw, null_p_value, recipes_once
 from moe_interp.scores._side_effects import (
     BENIGN,
     NEUTRAL,
@@ -112,8 +112,7 @@ def panel(
             "There is nothing to look at off target: give `benign` prompts, `neutral` texts, or "
             "both."
         )
-    different = list({draw.key: draw for draw in draws}.values())
-    recipes = [(), recipe, *(draw.recipe for draw in different)]
+    recipes = recipes_once(recipe, draws)
     found: list[SideEffect] = []
     if benign is not None:
         prompts = _harmless(benign)
@@ -127,13 +126,13 @@ def panel(
                 batch_size=batch_size,
             )
             name, unit = f"benign_{metric_name(metric)}", metric_unit(metric)
-            found.append(_beside(name, unit, BENIGN, measured, draws, different))
+            found.append(_beside(name, unit, BENIGN, measured, draws))
         found += _of_answers(
             model, prompts, recipe, refusal or RefusalRate(), max_new_tokens, batch_size
         )
     if neutral is not None:
         losses = text_losses(model, neutral, recipes, batch_size=batch_size)
-        found.append(_beside("neutral_loss", "nats/token", NEUTRAL, losses, draws, different))
+        found.append(_beside("neutral_loss", "nats/token", NEUTRAL, losses, draws))
     return OffTarget(tuple(map(repr, recipe)), tuple(found))
 
 
@@ -180,16 +179,14 @@ def _beside(
     of: str,
     measured: Float[ndarray, "recipe prompt"],
     draws: Sequence[Draw] = (),
-    different: Sequence[Draw] = (),
 ) -> SideEffect:
     """Average over prompts, and set the effect beside those of random counterparts, if any."""
-    mean = measured.mean(axis=1)
+    mean = for_each_draw(measured, draws).mean(axis=1)
     difference = measured[1] - measured[0]
     low, high = difference_interval(difference)
     null, p_value = None, None
     if draws:
-        place = {draw.key: 2 + row for row, draw in enumerate(different)}
-        null = mean[[place[draw.key] for draw in draws]]
+        null = mean[2:]
         p_value = null_p_value(mean[1] - mean[0], null - mean[0], draws)
     return SideEffect(
         name=name,
