@@ -6,7 +6,18 @@ import warnings
 import typer
 
 from moe_interp import __version__
-from moe_interp.cli import _audit, _examine, _models, _prompts, _record, _report, _study
+from moe_interp.cli import (
+    _audit,
+    _examine,
+    _models,
+    _prompts,
+    _record,
+    _report,
+    _score,
+    _study,
+    _sweep,
+    _tune,
+)
 from moe_interp.cli._console import note, stop
 from moe_interp.errors import MoEInterpError
 
@@ -22,6 +33,9 @@ app = typer.Typer(
 app.command("audit")(_audit.audit)
 app.command("record")(_record.record)
 app.command("test")(_examine.examine)
+app.command("score")(_score.score)
+app.command("sweep")(_sweep.sweep)
+app.command("tune")(_tune.tune)
 app.command("report")(_report.report)
 app.command("study")(_study.study)
 app.command("models")(_models.models)

@@ -1,6 +1,6 @@
 """What could have fooled the verdict: the same question with confounds taken out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -83,7 +83,7 @@ def _row(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _share(values: tuple[float, float, float]) -> str:
+def _share(values: Sequence[float]) -> str:
     middle, low, high = map(words.fixed, values)
     return f"{middle} ({low} to {high})"
 

@@ -5,29 +5,34 @@ import json
 import numpy as np
 import pytest
 import torch
+from cli_lines import says_one_line
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import moe_interp as mi
 from moe_interp.organism import ORGANISMS
 
-
-def says_one_line(found, text):
-    code, out, err = found
-    assert code == 2
-    assert out == ""
-    assert len(err.splitlines()) == 1
-    assert err.startswith("moe-interp: ")
-    assert text in err
+COMMANDS = (
+    "audit",
+    "record",
+    "test",
+    "score",
+    "sweep",
+    "tune",
+    "study",
+    "report",
+    "models",
+    "prompts",
+)
 
 
 def test_help_lists_the_commands(cli):
     code, out, _ = cli("--help")
     assert code == 0
-    for command in ("audit", "record", "test", "report", "models", "prompts"):
+    for command in COMMANDS:
         assert command in out
 
 
-@pytest.mark.parametrize("command", ["audit", "record", "test", "report", "models", "prompts"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_an_example(cli, command):
     code, out, _ = cli(command, "--help")
     assert code == 0
