@@ -96,7 +96,8 @@ def olmoe2024(
         >>> model = mi.load_model("organism:topic")
         >>> prompts = mi.load_prompts("organism", per_topic=4)
         >>> result = olmoe2024(model, prompts, rng=np.random.default_rng(0), n_resamples=199)
-        >>> abs(result.tables["pairs"]["second"] - result.tables["pairs"]["first"]).unique().tolist()
+        >>> pairs = result.tables["pairs"]
+        >>> abs(pairs["second"] - pairs["first"]).unique().tolist()
         [8]
     """
     _check_topics(prompts)
