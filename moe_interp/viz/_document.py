@@ -102,7 +102,7 @@ def _table(rows: pd.DataFrame, caption: str) -> str:
     shown = rows.head(MOST_ROWS)
     cells = [[_cell(value) for value in row] for row in shown.itertuples(index=False)]
     said = caption if len(shown) == len(rows) else f"{caption} (first {MOST_ROWS} of {len(rows)})"
-    return f"<h3>{escape(said)}</h3>{table([str(name) for name in rows], cells, caption=said)}"
+    return table([str(name) for name in rows], cells, caption=said)
 
 
 def _cell(value: Any) -> str:  # noqa: ANN401  Any cell of a table.

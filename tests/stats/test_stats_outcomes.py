@@ -26,7 +26,7 @@ def test_holm_is_the_step_down_rule():
     for _ in range(20):
         p = rng.uniform(size=6) ** 2
         adjusted = holm(p.tolist())
-        for alpha in (0.01, 0.05, 0.2):
+        for alpha in np.linspace(0.001, 0.999, 200):
             rejected, left = set(), len(p)
             for place in np.argsort(p):
                 if p[place] > alpha / left:
