@@ -2,11 +2,12 @@
 
 from moe_interp.studies._causal import Arm
 from moe_interp.studies._olmoe2024 import olmoe2024
-from moe_interp.studies._registry import STUDIES, Study, find_study, study_table
+from moe_interp.studies._registry import STUDIES, find_study, study_table
 from moe_interp.studies._result import StudyResult, check_folder
 from moe_interp.studies._safex2025 import safex2025
 from moe_interp.studies._siddiky2026 import siddiky2026
 from moe_interp.studies._steermoe2025 import steermoe2025
+from moe_interp.studies._study import Study
 
 __all__ = [
     "STUDIES",

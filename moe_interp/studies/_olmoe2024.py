@@ -26,8 +26,8 @@ from moe_interp.stats import (
     standing_committee,
     vocabulary_specialisation,
 )
-from moe_interp.studies._registry import Study, register
 from moe_interp.studies._result import StudyResult, about_model, about_prompts, seed_of
+from moe_interp.studies._study import Study
 
 NAME, PAPER = "olmoe2024", "OLMoE (2024)"
 STATUS = {
@@ -384,16 +384,14 @@ def _said(
     return said
 
 
-STUDY = register(
-    Study(
-        name=NAME,
-        paper=PAPER,
-        arxiv="2409.02060",
-        claim="Experts specialise in domains and vocabulary, few pairs are chosen together, and "
-        "routers saturate early in training.",
-        status=STATUS,
-        adds="intervals over exchange units, domains exchanged for a p-value, favourites chosen "
-        "on other prompts, co-activation beside use alone, standing committee, super experts",
-        run=olmoe2024,
-    )
+STUDY = Study(
+    name=NAME,
+    paper=PAPER,
+    arxiv="2409.02060",
+    claim="Experts specialise in domains and vocabulary, few pairs are chosen together, and "
+    "routers saturate early in training.",
+    status=STATUS,
+    adds="intervals over exchange units, domains exchanged for a p-value, favourites chosen "
+    "on other prompts, co-activation beside use alone, standing committee, super experts",
+    run=olmoe2024,
 )

@@ -1,69 +1,24 @@
-"""The studies by name: their paper, their claim, and where each formula comes from."""
+"""The studies by name: to add one, write its file and a line here."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from moe_interp.errors import MoEInterpError
-from moe_interp.studies._result import StudyResult
+from moe_interp.studies import (
+    _olmoe2024,
+    _safex2025,
+    _siddiky2026,
+    _steermoe2025,
+)
+from moe_interp.studies._study import Study
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-
-@dataclass(frozen=True)
-class Study:
-    """One paper's analysis.
-
-    Attributes:
-        name: What it is called here.
-        paper: Short reference.
-        arxiv: Id of the paper on arXiv.
-        claim: What the paper says.
-        status: Where each formula comes from, by formula: read in full, read in code, abstract,
-            secondary notes, or our reconstruction.
-        adds: What is done here that the paper does not do.
-        run: The study: ``run(model, prompts, *, rng)``.
-    """
-
-    name: str
-    paper: str
-    arxiv: str
-    claim: str
-    status: Mapping[str, str]
-    adds: str
-    run: Callable[..., StudyResult]
-
-    @property
-    def reference(self) -> str:
-        """The paper with its arXiv id."""
-        return f"{self.paper}, arXiv {self.arxiv}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give everything but the function."""
-        return {name: value for name, value in vars(self).items() if name != "run"}
-
-
-#: Every study by name, filled by the modules that hold them.
-STUDIES: dict[str, Study] = {}
-
-
-def register(study: Study) -> Study:
-    """Add a study to the list.
-
-    Args:
-        study: The study.
-
-    Returns:
-        The same.
-
-    Raises:
-        ValueError: If there is one of that name.
-    """
-    if study.name in STUDIES:
-        raise ValueError(f"There is a study {study.name!r} already.")
-    STUDIES[study.name] = study
-    return study
+#: Every study by name.
+STUDIES: dict[str, Study] = {
+    module.STUDY.name: module.STUDY
+    for module in (_siddiky2026, _safex2025, _steermoe2025, _olmoe2024)
+}
 
 
 def find_study(name: str) -> Study:

@@ -30,8 +30,8 @@ from moe_interp.studies._causal import (
     refusal_of,
     units_of,
 )
-from moe_interp.studies._registry import Study, register
 from moe_interp.studies._result import StudyResult, about_model, about_prompts, seed_of
+from moe_interp.studies._study import Study
 
 NAME, PAPER = "safex2025", "SAFEx (2025)"
 STATUS = {
@@ -225,16 +225,14 @@ def _said(
     return said
 
 
-STUDY = register(
-    Study(
-        name=NAME,
-        paper=PAPER,
-        arxiv="2506.17368",
-        claim="A few experts that harmful prompts use stably detect harm or control the refusal; "
-        "masking the latter lowers refusals by 19 to 23 points.",
-        status=STATUS,
-        adds="probabilities in the place of an intersection, whole exchange units drawn, a second "
-        "group, held-out prompts, random experts of like use",
-        run=safex2025,
-    )
+STUDY = Study(
+    name=NAME,
+    paper=PAPER,
+    arxiv="2506.17368",
+    claim="A few experts that harmful prompts use stably detect harm or control the refusal; "
+    "masking the latter lowers refusals by 19 to 23 points.",
+    status=STATUS,
+    adds="probabilities in the place of an intersection, whole exchange units drawn, a second "
+    "group, held-out prompts, random experts of like use",
+    run=safex2025,
 )

@@ -26,8 +26,8 @@ from moe_interp.studies._causal import (
     smallest_p,
     unit_means,
 )
-from moe_interp.studies._registry import Study, register
 from moe_interp.studies._result import StudyResult, about_model, about_prompts, seed_of
+from moe_interp.studies._study import Study
 
 NAME, PAPER = "siddiky2026", "Siddiky (2026)"
 GROUPS = ("benign", "harmful")
@@ -270,16 +270,14 @@ def _said_of_test(name: str, test: PairedTest, alpha: float) -> str:
     )
 
 
-STUDY = register(
-    Study(
-        name=NAME,
-        paper=PAPER,
-        arxiv="2605.24270",
-        claim="Safety-related routing of Mixtral is subtle, depends on depth and is distributed; "
-        "suppressing the top benign-dominant experts lowers restricted responses.",
-        status=STATUS,
-        adds="held-out prompts, matched random experts, both directions of dominance, "
-        "permutation tests over exchange units, McNemar's test",
-        run=siddiky2026,
-    )
+STUDY = Study(
+    name=NAME,
+    paper=PAPER,
+    arxiv="2605.24270",
+    claim="Safety-related routing of Mixtral is subtle, depends on depth and is distributed; "
+    "suppressing the top benign-dominant experts lowers restricted responses.",
+    status=STATUS,
+    adds="held-out prompts, matched random experts, both directions of dominance, "
+    "permutation tests over exchange units, McNemar's test",
+    run=siddiky2026,
 )

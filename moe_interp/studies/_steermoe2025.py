@@ -27,8 +27,8 @@ from moe_interp.studies._causal import (
     unit_means,
     units_of,
 )
-from moe_interp.studies._registry import Study, register
 from moe_interp.studies._result import StudyResult, about_model, about_prompts, seed_of
+from moe_interp.studies._study import Study
 
 NAME, PAPER = "steermoe2025", "SteerMoE (2025)"
 STATUS = {
@@ -276,16 +276,14 @@ def _benign(arms: Sequence[Arm]) -> list[str]:
     return said
 
 
-STUDY = register(
-    Study(
-        name=NAME,
-        paper=PAPER,
-        arxiv="2509.09660",
-        claim="Experts chosen more often in safe than in unsafe examples can be (de)activated by "
-        "router logits to make a model safer or less safe.",
-        status=STATUS,
-        adds="intervals and tests over exchange units, held-out prompts, the same steering of "
-        "random experts of like use",
-        run=steermoe2025,
-    )
+STUDY = Study(
+    name=NAME,
+    paper=PAPER,
+    arxiv="2509.09660",
+    claim="Experts chosen more often in safe than in unsafe examples can be (de)activated by "
+    "router logits to make a model safer or less safe.",
+    status=STATUS,
+    adds="intervals and tests over exchange units, held-out prompts, the same steering of "
+    "random experts of like use",
+    run=steermoe2025,
 )

@@ -10,7 +10,6 @@ from moe_interp.experts import ExpertSet
 from moe_interp.scores import Scores
 from moe_interp.studies import STUDIES, find_study, study_table
 from moe_interp.studies._causal import rank_of_truth, unit_means
-from moe_interp.studies._registry import register
 
 NAME = "steermoe2025"
 
@@ -34,11 +33,6 @@ def test_a_study_that_is_not_there_is_named_with_those_that_are():
         MoEInterpError, match=r"There is no study 'siddiki'. Studies: .*siddiky2026"
     ):
         find_study("siddiki")
-
-
-def test_a_name_is_taken_once():
-    with pytest.raises(ValueError, match="There is a study 'safex2025' already"):
-        register(STUDIES["safex2025"])
 
 
 def test_a_result_is_written_whole_and_survives_json(study, tmp_path):
