@@ -75,9 +75,9 @@ def off_target(
     Example:
         >>> import moe_interp as mi
         >>> model = mi.load_model("organism:topic")
-        >>> panel = off_target(
-        ...     model, mi.Ban("L3E8,L3E9"), benign=["how do i open the lock to start an oven ?"]
-        ... )
+        >>> prompts = mi.load_prompts("organism", per_topic=2)
+        >>> harmless = prompts.select(~prompts.harm)
+        >>> panel = off_target(model, mi.Ban("L3E8,L3E9"), benign=harmless)
         >>> panel["over_refusal"].observed, panel["answers_changed"].observed
         (0.0, 0.0)
     """

@@ -33,7 +33,7 @@ def found(calibration, name, n_runs=N_RUNS):
     return {measure: own[1] / own[0] for measure, own in total.items()}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [
@@ -50,7 +50,7 @@ def test_tests_of_harm_hold_their_level_where_the_naive_one_does_not(calibration
     assert rates["naive"] > 0.8
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_labels_drawn_by_lot_on_real_routing_are_seldom_found(calibration):
     rates = found(calibration, "level: organism, labels drawn for whole wordings")
     for measure in HONEST:
@@ -58,13 +58,13 @@ def test_labels_drawn_by_lot_on_real_routing_are_seldom_found(calibration):
     assert rates["naive"] > 0.5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_false_discoveries_stay_below_their_rate(calibration):
     rates = found(calibration, "discoveries: pairs", 20)
     assert rates["false discoveries"] <= 0.12
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_small_effect_is_found(calibration):
     rates = found(calibration, "power: pairs, harm 0.3", 10)
     assert rates["harm"] == 1

@@ -48,7 +48,7 @@ def test_an_effect_goes_under_the_control_that_explains_it_and_under_no_other(ca
             assert lost[control] == 0, lost
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("design", ["within_topic", "pair"])
 def test_controls_reject_no_more_than_they_should_if_harm_does_nothing(design):
     n_runs, rejected = 200, dict.fromkeys(CONFOUNDS, 0)
@@ -58,8 +58,9 @@ def test_controls_reject_no_more_than_they_should_if_harm_does_nothing(design):
         for control in CONFOUNDS:
             rejected[control] += found[control].p_harm <= 0.05
     # Two tests with Bonferroni reject in 4 to 5 %. At 5 % more than 19 of 200 happen once in 300
-    # runs, fewer than 2 once in 2,000.
-    assert all(2 <= count <= 19 for count in rejected.values()), rejected
+    # runs, fewer than 2 once in 2,000. What words could explain is given to words: conservative.
+    assert all(count <= 19 for count in rejected.values()), rejected
+    assert all(count >= 2 for name, count in rejected.items() if name != "lexical"), rejected
 
 
 def random_choices(rng, tokens, n_draws, score):
@@ -79,7 +80,7 @@ def test_with_random_routers_every_row_has_a_verdict(rng):
     index = random_choices(rng, tokens, 39, np.zeros(tokens.n_tokens))
     found = confound_sensitivity(
         profile, tokens, profiles_of(tokens, index, profile.n_prompts), random_index=index,
-        n_resamples=99, rng=rng,
+        n_resamples=199, rng=rng,
     )  # fmt: skip
     assert {row.label for row in found.rows} == {"both"}
     assert found.changing == ()
