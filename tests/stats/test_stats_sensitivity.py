@@ -76,7 +76,7 @@ def profiles_of(tokens, index, n_prompts):
 
 
 def test_with_random_routers_every_row_has_a_verdict(rng):
-    profile, tokens = confound_world(rng, n_pairs=8, **WORLDS["harm"])
+    profile, tokens = confound_world(rng, n_pairs=24, **WORLDS["harm"])
     index = random_choices(rng, tokens, 39, np.zeros(tokens.n_tokens))
     found = confound_sensitivity(
         profile, tokens, profiles_of(tokens, index, profile.n_prompts), random_index=index,
