@@ -105,7 +105,8 @@ def every_intervention(model):
         "transplant": change.Transplant(change.routing_of(model, others)),
         "patch": change.PatchOutput(experts, contributions),
         "patch-block": change.PatchBlock([layer], contributions, tokens="last"),
-        "add-vector": change.AddVector(layer, [0.5] * d_model),
+        # Not the same everywhere: a layer norm takes that off again.
+        "add-vector": change.AddVector(layer, torch.linspace(-0.5, 1.0, d_model)),
     }
 
 
