@@ -128,6 +128,11 @@ def expert_tests(
     corrects for having looked at all of them [1]. `p` and `q` take the statistic as Student's t,
     which needs units of similar size and more than a handful of them; `p_adjusted` needs neither.
 
+    What can be wrong: where harmful prompts are rare and much shorter than the others, both reject
+    too often, for shares counted from few tokens are skewed. At one in four, a third as long, some
+    expert was found in 15 % of 350 simulations in which harm did nothing; in pairs with a harmful
+    member a third as long in 9 %. `harm_test` holds its level there.
+
     Args:
         profile: Profile of one span.
         n_resamples: Number of relabellings; if fewer sign patterns exist, all are taken.
