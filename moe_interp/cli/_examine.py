@@ -8,6 +8,7 @@ import typer
 
 from moe_interp.cli._console import out as console
 from moe_interp.cli._options import Force, Seed
+from moe_interp.cli._table import check_file
 
 
 def examine(
@@ -40,10 +41,8 @@ def examine(
 
     from moe_interp.audit import examine_routing
     from moe_interp.capture import open_record
-    from moe_interp.errors import ResultExistsError
 
-    if out is not None and out.exists() and not force:
-        raise ResultExistsError(f"{str(out)!r} exists. Give another --out, or --force.")
+    check_file(out, force=force)
     found = examine_routing(
         open_record(record),
         span=span,

@@ -7,7 +7,7 @@ import typer
 
 from moe_interp.cli._console import out as console
 from moe_interp.cli._options import Device, Dtype, Force, Model, Prompts, TrustRemoteCode
-from moe_interp.cli._table import check_table, write_table
+from moe_interp.cli._table import check_file, write_table
 
 
 def sweep(
@@ -45,7 +45,7 @@ def sweep(
 
     Example: moe-interp sweep --model organism:topic --prompts organism --out effects.csv
     """
-    check_table(out, force=force)
+    check_file(out, force=force)
     from moe_interp.cli._open import open_model
     from moe_interp.errors import PromptError
     from moe_interp.metrics import RefusalLogOdds

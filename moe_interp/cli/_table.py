@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-def check_table(path: Path | None, *, force: bool) -> None:
+def check_file(path: Path | None, *, force: bool) -> None:
     """Refuse a file that is there, before any work is done.
 
     Raises:
@@ -30,7 +30,7 @@ def write_table(
     """
     from rich.table import Table
 
-    check_table(out, force=force)
+    check_file(out, force=force)
     first = table.reindex(table[order].abs().sort_values(ascending=False, kind="stable").index)
     if show:
         shown = Table(box=None, pad_edge=False, header_style="bold")

@@ -33,7 +33,7 @@ from moe_interp.interventions._patch_output import PatchBlock, PatchOutput
 from moe_interp.interventions._patching import PatchResult, patch
 from moe_interp.interventions._renormalise import Renormalise
 from moe_interp.interventions._resample import Resample
-from moe_interp.interventions._rows import as_prompt_set, forward_arguments
+from moe_interp.interventions._rows import as_prompt_set, end_tokens, forward_arguments
 from moe_interp.interventions._run import RunResult, run
 from moe_interp.interventions._scale import Scale
 from moe_interp.interventions._source import CapturedRun, outputs_of, routing_of
@@ -74,6 +74,7 @@ __all__ = [
     "check_experts",
     "checked_values",
     "edited",
+    "end_tokens",
     "forward_arguments",
     "intervention_maker",
     "mean_outputs",

@@ -202,7 +202,7 @@ def _generate(
     root, n_prompt = model.nnsight, encoded.input_ids.shape[1]
     layers = [model.moe[layer] for layer in sorted({*prefill, *decode})]
     inputs = {"input_ids": encoded.input_ids, "attention_mask": encoded.attention_mask}
-    ends = _end_tokens(model)
+    ends = end_tokens(model)
     watch = _Watch(n_prompt, ends)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1}
     if ends:
@@ -238,7 +238,8 @@ class _Watch(LogitsProcessor):
         return scores
 
 
-def _end_tokens(model: MoEModel) -> list[int]:
+def end_tokens(model: MoEModel) -> list[int]:
+    """The tokens that end a text of the model: those of its generation, or the tokenizer's."""
     config = getattr(model.nnsight._module, "generation_config", None)
     ends = getattr(config, "eos_token_id", None)
     if ends is None:

@@ -1,6 +1,6 @@
 """Prompts with responses as batches to train on: the loss counts the response alone."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from moe_interp.errors import PromptError
-from moe_interp.interventions import forward_arguments
+from moe_interp.interventions import end_tokens, forward_arguments
 from moe_interp.models import MoEModel
 from moe_interp.prompts import Encoded, PromptSet, TokenizedPrompts, listed, tokenize
 
@@ -70,14 +70,14 @@ def examples_of(model: MoEModel, data: PromptSet) -> Examples:
         )
     limit = None if model.max_positions is None else model.max_positions - 1
     tokens = tokenize(model.tokenizer, data, max_length=limit, spans=("response",))
-    end = _end_token(model)
-    if end is None:
+    ends = end_tokens(model)
+    if not ends:
         return Examples(tokens)
     responses = tuple(np.append(inside, True) for inside in tokens.spans["response"])
     return Examples(
         replace(
             tokens,
-            token_ids=tuple((*ids, end) for ids in tokens.token_ids),
+            token_ids=tuple((*ids, ends[0]) for ids in tokens.token_ids),
             token_text=tuple((*text, "") for text in tokens.token_text),
             spans={"response": responses},
         )
@@ -110,11 +110,3 @@ def inputs_of(model: MoEModel, encoded: Encoded) -> dict[str, Any]:
     """What the model's forward is called with, on its device, without a cache."""
     inputs, _ = forward_arguments(model, encoded)
     return {name: tensor.to(model.device) for name, tensor in inputs.items()} | {"use_cache": False}
-
-
-def _end_token(model: MoEModel) -> int | None:
-    config = getattr(model.nnsight._module, "generation_config", None)
-    ends: int | Sequence[int] | None = getattr(config, "eos_token_id", None)
-    if ends is None:
-        ends = model.tokenizer.eos_token_id
-    return int(ends[0]) if isinstance(ends, Sequence) else ends
