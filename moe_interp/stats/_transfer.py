@@ -38,7 +38,14 @@ from moe_interp.stats._profile import RoutingProfile
 from moe_interp.stats._relabel import check_resamples, is_exhaustive, max_p_values
 from moe_interp.stats._schemes import Labels, wording_units
 from moe_interp.stats._shares import interval_factor
-from moe_interp.stats._transfer_calibration import METHODS, Calibration, calibrate
+from moe_interp.stats._transfer_calibration import (
+    METHODS,
+    Calibration,
+    Calibrator,
+    averaged,
+    calibrate,
+    make_calibrator,
+)
 from moe_interp.stats._transfer_decode import (
     Decoded,
     auc_interval,
@@ -93,7 +100,8 @@ def transfer_auc(
         n_resamples: Number of relabellings; if fewer sign patterns exist, all are taken.
         n_folds: Largest number of parts that units are dealt into.
         penalty: Ridge penalty, in units of the mean squared norm of the centred features.
-        calibration: ``"platt"`` or ``"isotonic"`` to have probabilities too.
+        calibration: ``"platt"`` or ``"isotonic"`` to have probabilities too, from routing and
+            from each baseline; they change no other number.
         rng: Source of randomness; the same state gives the same result.
         scheme: What is exchangeable, as in `harm_test`.
         alpha: Level that the scheme must be able to reach.
@@ -131,13 +139,16 @@ def transfer_auc(
         name: partial(make_split, name, hold_out, n_folds=n_folds, rng=rng) for name in splits
     }
     decoded, refused = _decode_possible(makers, gram, design, penalty)
-    beside = [_compare(decoded, name, own, design, penalty) for name, own in baselines.items()]
+    calibrators = _calibrators(decoded, hold_out, design, calibration, rng)
+    beside = [
+        _compare(decoded, calibrators, name, own, design, penalty)
+        for name, own in baselines.items()
+    ]
     null = relabelled(decoded, design, n_resamples, rng)
     exhaustive = is_exhaustive(design.exchange, n_resamples)
     calibrations = [
-        calibration
-        and calibrate(own, gram, hold_out, design, method=calibration, penalty=penalty, rng=rng)
-        for own in decoded
+        plan and calibrate(own, gram, plan, design, penalty)
+        for own, plan in zip(decoded, calibrators, strict=True)
     ]
     results = _results(decoded, null, beside, calibrations, design, exhaustive=exhaustive)
     return TransferAUC(
@@ -219,8 +230,25 @@ def _decode_possible(
     return decoded, refused
 
 
+def _calibrators(
+    decoded: list[Decoded],
+    hold_out: HoldOut,
+    design: Design,
+    method: str | None,
+    rng: Generator,
+) -> list[Calibrator | None]:
+    if method is None:
+        return [None] * len(decoded)
+    # A stream of its own, so that p-values do not depend on whether probabilities are wanted.
+    (stream,) = rng.spawn(1)
+    return [
+        make_calibrator(own.split, hold_out, design, method=method, rng=stream) for own in decoded
+    ]
+
+
 def _compare(
     decoded: list[Decoded],
+    calibrators: list[Calibrator | None],
     name: str,
     draws: Float[ndarray, "draw prompt feature"],
     design: Design,
@@ -229,12 +257,16 @@ def _compare(
     """Decode a baseline in the folds of each split."""
     auc = np.empty((len(draws), len(decoded)))
     left_out = np.zeros((len(decoded), 2, design.n_groups))
+    believed: list[list[Calibration]] = [[] for _ in decoded]
     for row, features in enumerate(draws):
         gram = gram_matrix(features[design.rows])
         for column, routing in enumerate(decoded):
             own = decode(gram, routing.split, design, penalty)
             auc[row, column] = own.auc
             left_out[column] += own.left_out / len(draws)
+            plan = calibrators[column]
+            if plan is not None:
+                believed[column].append(calibrate(own, gram, plan, design, penalty))
     compared = []
     for column, routing in enumerate(decoded):
         mean = float(auc[:, column].mean())
@@ -250,6 +282,7 @@ def _compare(
                 difference=routing.auc - mean,
                 difference_low=routing.auc - mean - apart,
                 difference_high=routing.auc - mean + apart,
+                calibration=averaged(believed[column]) if believed[column] else None,
                 draws=auc[:, column],
             )
         )

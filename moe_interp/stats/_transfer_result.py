@@ -28,6 +28,7 @@ class BaselineAUC:
         difference: AUC of routing less this one.
         difference_low: Lower end of the paired 95 % interval of the difference.
         difference_high: Upper end.
+        calibration: Probabilities with their Brier score, if they were asked for.
         draws: AUC of each draw; a single one if the features are fixed.
     """
 
@@ -38,6 +39,7 @@ class BaselineAUC:
     difference: float
     difference_low: float
     difference_high: float
+    calibration: Calibration | None
     draws: Float[ndarray, " draw"] = field(repr=False)
 
     def summary(self) -> str:
@@ -122,6 +124,11 @@ class SplitAUC:
                 f"  probabilities ({self.calibration.method}): Brier score "
                 f"{self.calibration.brier:.3f}, of the share of harmful prompts alone "
                 f"{self.calibration.brier_reference:.3f}"
+                + "".join(
+                    f", from {own.name} {own.calibration.brier:.3f}"
+                    for own in self.baselines
+                    if own.calibration is not None
+                )
             )
         if self.left_out:
             lines.append(f"  not tested: topics {', '.join(map(repr, self.left_out))}")
@@ -192,6 +199,7 @@ class TransferAUC:
                     "auc_high": own.high,
                     "p_value": own.p_value,
                     "p_adjusted": own.p_adjusted,
+                    **_brier(own.calibration),
                 }
             )
             for other in own.baselines:
@@ -206,6 +214,7 @@ class TransferAUC:
                         "routing_minus": other.difference,
                         "routing_minus_low": other.difference_low,
                         "routing_minus_high": other.difference_high,
+                        **_brier(other.calibration),
                     }
                 )
         return pd.DataFrame(rows)
@@ -224,6 +233,10 @@ class TransferAUC:
                         "n_folds": own.n_folds,
                         "n_tested": own.n_tested,
                         "calibration": own.calibration and own.calibration.to_dict(),
+                        "baseline_calibrations": {
+                            other.name: other.calibration and other.calibration.to_dict()
+                            for other in own.baselines
+                        },
                     }
                     for name, own in self.splits.items()
                 },
@@ -248,3 +261,7 @@ class TransferAUC:
             lines += [f"  {line}" for line in own.summary().splitlines()]
         lines += [f"  {name} was refused: {reason}" for name, reason in self.refused.items()]
         return "\n".join(lines)
+
+
+def _brier(calibration: Calibration | None) -> dict[str, float]:
+    return {} if calibration is None else {"brier": calibration.brier}

@@ -5,74 +5,16 @@ import json
 
 import numpy as np
 import pytest
-from sklearn.linear_model import Ridge
+from decoding_loops import looped_auc, profile_under, splits_of
 from sklearn.metrics import roc_auc_score
 
 from moe_interp import ExpertSet
 from moe_interp.errors import DesignError
 from moe_interp.stats import RoutingProfile, transfer_auc
-from moe_interp.stats._design import make_design
 from moe_interp.stats._relabel import draw_labels
-from moe_interp.stats._transfer import _hold_out
 from moe_interp.stats._transfer_curve import grouped_auc
 from moe_interp.stats._transfer_decode import auc_interval, decode
-from moe_interp.stats._transfer_folds import SPLITS, make_split
 from moe_interp.stats._transfer_ridge import gram_matrix, smoother
-
-
-def profile_under(simulate, scheme, rng, *, n_topics=3, n_wordings=6, **effects):
-    labels = simulate.labels(scheme, n_topics=n_topics, n_wordings=n_wordings)
-    return simulate.profile(labels, simulate.shares(labels, rng, **effects))
-
-
-def splits_of(profile, seed):
-    """The splits that `transfer_auc` deals with the same seed, and the generator after them."""
-    design = make_design(profile, "auto", need_topics=False)
-    rng, dealt = np.random.default_rng(seed), {}
-    for name in SPLITS:
-        try:
-            dealt[name] = make_split(name, _hold_out(profile, design), n_folds=5, rng=rng)
-        except DesignError:
-            continue
-    return design, dealt, rng
-
-
-def by_scikit_learn(rows, labels, strength, test):
-    return Ridge(alpha=strength, fit_intercept=False).fit(rows, labels).predict(test)
-
-
-def by_normal_equations(rows, labels, strength, test):
-    ridge = strength * np.eye(rows.shape[1])
-    return test @ np.linalg.solve(rows.T @ rows + ridge, rows.T @ labels)
-
-
-def pairwise_auc(level, scores):
-    above = scores[level][:, None] - scores[~level]
-    return np.mean((above > 0) + 0.5 * (above == 0))
-
-
-def looped_auc(features, harm, topic, folds, *, penalty=1.0, kept=None, quick=False):
-    """AUC fold by fold and topic by topic; features and labels centred by topic in training."""
-    found, weights = [], []
-    kept = np.ones(len(harm), dtype=bool) if kept is None else kept
-    predict = by_normal_equations if quick else by_scikit_learn
-    auc = pairwise_auc if quick else roc_auc_score
-    for fold in folds:
-        rows, labels = features[fold.train].copy(), harm[fold.train].copy()
-        for code in np.unique(topic[fold.train]):
-            own = topic[fold.train] == code
-            rows[own] -= rows[own].mean(axis=0)
-            labels[own] -= labels[own].mean()
-        strength = penalty * (rows**2).sum() / len(rows)
-        # Rounded, because scores that are equal on paper must tie.
-        scores = np.round(predict(rows, labels, strength, features[fold.test]), 9)
-        for code in np.unique(topic[fold.test]):
-            own = (topic[fold.test] == code) & kept[fold.test]
-            level = harm[fold.test][own] > 0
-            if level.any() and not level.all():
-                found.append(auc(level, scores[own]))
-                weights.append(level.sum() * (~level).sum() / len(level))
-    return np.average(found, weights=weights)
 
 
 def test_auc_is_that_of_a_loop_with_scikit_learn(simulate, scheme, rng):
@@ -324,40 +266,6 @@ def test_chosen_experts_are_all_that_is_read(simulate, rng):
         assert own.auc == own.baseline("columns").auc
 
 
-@pytest.mark.parametrize("method", ["platt", "isotonic"])
-def test_probabilities_beat_the_share_of_harmful_prompts(simulate, rng, method):
-    profile = profile_under(simulate, "wording_pair", rng, n_wordings=10, harm=0.8)
-    found = transfer_auc(profile, calibration=method, n_resamples=19, rng=rng)
-    for own in found.splits.values():
-        brier = np.mean((own.calibration.probability - own.calibration.harmful) ** 2)
-        assert own.calibration.brier == pytest.approx(brier)
-        assert own.calibration.brier_reference == pytest.approx(0.25)
-        assert own.calibration.brier < 0.2
-        table = own.calibration.to_frame()
-        assert table["n_prompts"].sum() == profile.n_prompts
-        assert (table["predicted"].between(table["low"], table["high"])).all()
-
-
-def test_probabilities_do_not_see_the_labels_they_are_tested_on(simulate, rng):
-    profile = profile_under(simulate, "pair", rng, n_wordings=8, harm=0.4)
-    found = transfer_auc(
-        profile, calibration="platt", n_resamples=19, rng=np.random.default_rng(0)
-    )["leave_topic_out"]
-    _, dealt, _ = splits_of(profile, 0)
-    fold = dealt["leave_topic_out"].folds[0]
-    flipped = profile.harm.copy()
-    flipped[fold.test] = ~flipped[fold.test]
-    other = transfer_auc(
-        RoutingProfile(**{**vars(profile), "harm": flipped}),
-        calibration="platt",
-        n_resamples=19,
-        rng=np.random.default_rng(0),
-    )["leave_topic_out"]
-    own = slice(0, len(fold.test))
-    assert np.allclose(other.calibration.probability[own], found.calibration.probability[own])
-    assert (other.calibration.harmful[own] != found.calibration.harmful[own]).all()
-
-
 def test_constant_routing_decodes_nothing(simulate, rng):
     profile = profile_under(simulate, "pair", rng)
     profile.shares[:] = profile.shares[0]
@@ -455,25 +363,6 @@ def test_names_topics_it_cannot_test(simulate, rng):
     assert own.left_out == ("topic2",)
     assert list(own.by_topic) == ["topic0", "topic1"]
     assert "not tested: topics 'topic2'" in own.summary()
-
-
-def test_calibration_names_what_it_lacks(rng):
-    topic = np.repeat(["a", "b"], [8, 8])
-    harm = np.array([True] + [False] * 7 + [True, False] * 4)
-    profile = RoutingProfile(
-        shares=rng.dirichlet(np.ones(4), size=(16, 1)),
-        layers=(0,),
-        span="user",
-        topic=topic,
-        harm=harm,
-    )
-    options = {"n_resamples": 99, "rng": rng, "calibration": "platt"}
-    with pytest.raises(DesignError, match=r"'within_topic' cannot be calibrated: a training fold"):
-        transfer_auc(profile, splits=["within_topic"], **options)
-    with pytest.raises(
-        DesignError, match=r"'leave_topic_out' cannot be calibrated, for its training folds cannot"
-    ):
-        transfer_auc(profile, splits=["leave_topic_out"], **options)
 
 
 @pytest.mark.parametrize(
