@@ -1,12 +1,19 @@
 """SCORE: one number for each expert, from routing, from gradients, from ablation; and selection."""
 
 from moe_interp.scores._ablation import ablation_effect
+from moe_interp.scores._ablation_curve import AblationCurve, ablation_curve
 from moe_interp.scores._attribution import attribution
 from moe_interp.scores._compare import Comparison, compare
+from moe_interp.scores._contrastive import (
+    ContrastParts,
+    contrast_parts,
+    contrastive_sensitivity,
+)
 from moe_interp.scores._direction import direction_attribution, mean_difference
 from moe_interp.scores._greedy import GreedyAblation, GreedyStep, greedy_ablation
 from moe_interp.scores._integrated import integrated_attribution
 from moe_interp.scores._logit_direction import logit_direction
+from moe_interp.scores._mesa import MesaSelection, mesa_select
 from moe_interp.scores._null import matched_null
 from moe_interp.scores._null_result import MatchedNull
 from moe_interp.scores._off_target import off_target
@@ -22,20 +29,28 @@ from moe_interp.scores._sensitivity import gradient_sensitivity
 from moe_interp.scores._side_effects import OffTarget, SideEffect
 from moe_interp.scores._stability import StabilitySelection, stability_selection
 from moe_interp.scores._sweep import sweep
+from moe_interp.scores._transport import TransportPlan, transport_plan
 from moe_interp.scores._writing import largest_output, super_experts, write_norm
 
 __all__ = [
+    "AblationCurve",
     "Comparison",
+    "ContrastParts",
     "GreedyAblation",
     "GreedyStep",
     "MatchedNull",
+    "MesaSelection",
     "OffTarget",
     "Scores",
     "SideEffect",
     "StabilitySelection",
+    "TransportPlan",
+    "ablation_curve",
     "ablation_effect",
     "attribution",
     "compare",
+    "contrast_parts",
+    "contrastive_sensitivity",
     "direction_attribution",
     "gradient_sensitivity",
     "greedy_ablation",
@@ -46,6 +61,7 @@ __all__ = [
     "mean_difference",
     "mean_router_prob",
     "mean_routing_weight",
+    "mesa_select",
     "off_target",
     "risk_difference",
     "select_experts",
@@ -53,5 +69,6 @@ __all__ = [
     "stability_selection",
     "super_experts",
     "sweep",
+    "transport_plan",
     "write_norm",
 ]

@@ -3,6 +3,8 @@
 from moe_interp.tuning._delta import ExpertDelta, load_delta, merge_delta
 from moe_interp.tuning._drift import RoutingDrift, routing_drift
 from moe_interp.tuning._freeze import freeze_except
+from moe_interp.tuning._mesa import mesa_tune
+from moe_interp.tuning._reroute import Reroute
 from moe_interp.tuning._result import TuneResult
 from moe_interp.tuning._settings import TuneSettings
 from moe_interp.tuning._slices import Slice, expert_slices, router_parameters
@@ -10,6 +12,7 @@ from moe_interp.tuning._train import tune_experts
 
 __all__ = [
     "ExpertDelta",
+    "Reroute",
     "RoutingDrift",
     "Slice",
     "TuneResult",
@@ -18,6 +21,7 @@ __all__ = [
     "freeze_except",
     "load_delta",
     "merge_delta",
+    "mesa_tune",
     "router_parameters",
     "routing_drift",
     "tune_experts",

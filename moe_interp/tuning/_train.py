@@ -26,6 +26,7 @@ from moe_interp.tuning._delta import ExpertDelta, digest
 from moe_interp.tuning._examples import Examples, examples_of, inputs_of, response_loss
 from moe_interp.tuning._leaves import Leaves
 from moe_interp.tuning._progress import Progress, open_progress
+from moe_interp.tuning._reroute import REROUTED, Reroute
 from moe_interp.tuning._result import TuneResult
 from moe_interp.tuning._routing_penalty import logits_and_routing, routing_divergence
 from moe_interp.tuning._settings import TuneSettings
@@ -50,6 +51,7 @@ def tune_experts(
     max_grad_norm: float = 1.0,
     rank: int | None = None,
     routing_kl: float = 0.0,
+    reroute: Reroute | None = None,
     patience: int | None = None,
     gradient_checkpointing: bool = False,
     store: str | Path | None = None,
@@ -61,7 +63,8 @@ def tune_experts(
     The loss is the mean negative log-likelihood of the responses' tokens, and of the token that
     ends each. With `routing_kl` :math:`\lambda`, it is joined by :math:`\lambda` times the mean
     over layers and tokens of KL(routing of the base model || routing now), the routing being a
-    softmax over all experts of the router's logits. The model is in evaluation mode: no dropout,
+    softmax over all experts of the router's logits; `reroute` puts another routing in the place of
+    the base model's, for prompts of choice. The model is in evaluation mode: no dropout,
     no noise of routers. What is trained is kept in single precision at least, whatever the
     model's own.
 
@@ -84,6 +87,7 @@ def tune_experts(
         max_grad_norm: Gradients longer than this are shortened to it.
         rank: Rank of the change of each matrix; None trains all values.
         routing_kl: Weight of the penalty on changed routing.
+        reroute: The routing that some prompts are pulled towards; needs `routing_kl`.
         patience: Epochs without a better validation loss after which training stops.
         gradient_checkpointing: Whether layers run again in the backward, to save memory.
         store: A folder that keeps the state after each epoch.
@@ -129,8 +133,13 @@ def tune_experts(
     )
     if patience is not None and validation is None:
         raise ValueError("`patience` needs `validation`: prompts with responses to stop by.")
+    if reroute is not None and not routing_kl:
+        raise ValueError("`reroute` needs `routing_kl` above 0, the weight of the pull.")
     slices, whole = _chosen(model, experts, routers=routers, everything=everything)
     examples = examples_of(model, data)
+    if reroute is not None:
+        reroute.check(model, data)
+        examples = reroute.marked(examples, data)
     checks = None if validation is None else examples_of(model, validation)
     root = model.nnsight._module
     before = untouched_digests(root, slices, whole)
@@ -142,11 +151,12 @@ def tune_experts(
         "data": data.digest,
         "validation": None if validation is None else validation.digest,
         "settings": settings.to_dict(),
+        "reroute": None if reroute is None else reroute.to_dict(),
     }
     kept = open_progress(store, inputs, resume=resume)
     with _in_training_shape(root, settings), leaves.listening():
         try:
-            run = _fit(model, leaves, examples, checks, settings, kept, show=progress)
+            run = _fit(model, leaves, examples, checks, settings, kept, reroute, show=progress)
             leaves.restore(run.best)
             leaves.write()
             check_untouched(root, before, untouched_digests(root, slices, whole))
@@ -157,7 +167,12 @@ def tune_experts(
         values=leaves.values(),
         slices={leaf.key: leaf.part for leaf in leaves.leaves},
         digests={leaf.key: digest(leaf.base) for leaf in leaves.leaves},
-        settings={**settings.to_dict(), "dtype": model.architecture.dtype, "data": data.digest},
+        settings={
+            **settings.to_dict(),
+            "reroute": inputs["reroute"],
+            "dtype": model.architecture.dtype,
+            "data": data.digest,
+        },
     )
     return TuneResult(delta, tuple(run.losses), run.best_epoch, run.stopped_early)
 
@@ -230,6 +245,7 @@ def _fit(
     checks: Examples | None,
     settings: TuneSettings,
     run: Progress,
+    reroute: Reroute | None,
     *,
     show: bool,
 ) -> Progress:
@@ -256,7 +272,9 @@ def _fit(
             step = epoch * per_epoch + turn
             for group in optimiser.param_groups:
                 group["lr"] = settings.rate(step, settings.epochs * per_epoch)
-            run.losses.append(_step(model, leaves, optimiser, batch, settings, epoch, step))
+            run.losses.append(
+                _step(model, leaves, optimiser, batch, settings, epoch, step, reroute)
+            )
         validated = None if checks is None else _validate(model, leaves, checks, settings)
         run.finish_epoch(epoch, validated, trained, optimiser, settings.patience)
     return run
@@ -270,6 +288,7 @@ def _step(
     settings: TuneSettings,
     epoch: int,
     step: int,
+    reroute: Reroute | None,
 ) -> dict[str, float | int | None]:
     """One batch: forward, backward, a step of what is trained."""
     inputs, root = inputs_of(model, batch), model.nnsight._module
@@ -278,6 +297,8 @@ def _step(
         leaves.write_base()
         with torch.no_grad():
             _, before = logits_and_routing(model, inputs)
+        if reroute is not None:
+            before = reroute.target(before, batch.spans[REROUTED])
     leaves.write()
     optimiser.zero_grad()
     divergence: Tensor | None = None
