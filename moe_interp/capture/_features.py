@@ -35,10 +35,12 @@ def decoding_baselines(
         rng: Source of the random sets; needed with `experts`.
 
     Returns:
-        Name to features, ``[prompt feature]``, or ``[draw prompt feature]`` if they are random.
+        Name to features, ``[prompt feature]``, or ``[draw prompt feature]`` if they are random; of
+        the same prompts as `record.profile(span)`.
 
     Raises:
         SpanError: If the span was not recorded.
+        PromptError: If no prompt has a token in it.
         ValueError: If `experts` are given without `rng` or are not of this record, or `n_draws`
             is not positive.
 
@@ -52,6 +54,9 @@ def decoding_baselines(
     """
     if n_draws < 1:
         raise ValueError(f"`n_draws` must be at least 1, got {n_draws!r}.")
+    kept = record.has_tokens(span)
+    if not kept.all():
+        record = record.select(kept)
     inside = record.inside(span)
     dataset = record.dataset
     found = {

@@ -1,5 +1,7 @@
 """What a record gives to be decoded beside routing, against plain forwards and planted truth."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -86,3 +88,53 @@ def test_refuses_a_span_or_a_number_that_it_has_not(record):
         decoding_baselines(record, "frame")
     with pytest.raises(ValueError, match=r"`n_draws` must be at least 1, got 0"):
         decoding_baselines(record, "user", n_draws=0)
+
+
+def test_prompts_without_a_token_are_left_out_as_in_the_profile():
+    prompts = mi.load_prompts("organism", per_topic=2)
+    with pytest.warns(UserWarning, match="1 of 31 prompts have no token in the span"):
+        record = record_routing(
+            mi.load_model("organism:topic", check=False),
+            prompts.select(range(1, len(prompts))),
+            spans=["user", "after_divergence"],
+            quantities=["expert_index", "mean_router_input"],
+            n_random_routers=3,
+            rng=np.random.default_rng(0),
+            progress=False,
+        )
+    span = "after_divergence"
+    kept = record.has_tokens(span)
+    assert (~kept).sum() == 1
+    chosen = mi.ExpertSet([(record.layers[0], 0)])
+    rngs = [np.random.default_rng(0) for _ in range(2)]
+    found = decoding_baselines(record, span, experts=chosen, n_draws=2, rng=rngs[0])
+    whole = decoding_baselines(record.select(kept), span, experts=chosen, n_draws=2, rng=rngs[1])
+    assert set(found) == {"bag_of_tokens", "hidden_state", "random_router", "random_experts"}
+    for name, features in found.items():
+        assert features.shape[-2] == 30
+        assert np.array_equal(features, whole[name]), name
+    assert len(decoding_baselines(record, "user")["bag_of_tokens"]) == 31
+
+
+@pytest.mark.parametrize(("name", "beats"), [("harm", True), ("topic", False)])
+def test_routing_beats_words_that_were_left_out_only_where_it_follows_harm(name, beats):
+    record = record_routing(
+        mi.load_model(f"organism:{name}", check=False),
+        mi.load_prompts("organism", per_topic=8),
+        quantities=["expert_index"],
+        progress=False,
+    )
+    beside = decoding_baselines(record, "user")
+    options = {"n_resamples": 99, "rng": np.random.default_rng(0)}
+    found = mi.transfer_auc(record.profile("user"), baselines=beside, **options)
+    assert not found.refused
+    for own in found.splits.values():
+        bag = own.baseline("bag_of_tokens")
+        assert (bag.difference_low > 0) == beats, own.split
+        assert (own.auc > 0.95) == beats
+        assert (own.p_value <= 0.05) == beats
+        assert bag.auc < 0.6
+    # Where wordings may be on both sides, words alone are enough.
+    unworded = dataclasses.replace(record.profile("user"), wording=None)
+    seen = mi.transfer_auc(unworded, splits=["leave_topic_out"], baselines=beside, **options)
+    assert seen["leave_topic_out"].baseline("bag_of_tokens").auc > 0.95
