@@ -16,6 +16,7 @@ from moe_interp.stats._paired import PairedTest, paired_permutation_test
 from moe_interp.stats._power import Power, power
 from moe_interp.stats._profile import RoutingProfile
 from moe_interp.stats._random_router import random_router_baseline
+from moe_interp.stats._routing_contrast import RoutingContrast, routing_contrast
 from moe_interp.stats._sensitivity import ConfoundSensitivity, Controlled, confound_sensitivity
 from moe_interp.stats._shares import RoutingShares, routing_shares
 from moe_interp.stats._specialisation import (
@@ -52,6 +53,7 @@ __all__ = [
     "PairedTest",
     "Power",
     "RoutingClaim",
+    "RoutingContrast",
     "RoutingProfile",
     "RoutingShares",
     "SplitAUC",
@@ -81,6 +83,7 @@ __all__ = [
     "random_router_baseline",
     "router_saturation",
     "routing_claim",
+    "routing_contrast",
     "routing_shares",
     "standing_committee",
     "swap_distances",
