@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import moe_interp as mi
+from moe_interp.scores import transport_plan
 
 
 def test_a_match_that_is_no_score_is_refused():
@@ -17,3 +18,12 @@ def test_a_match_that_is_no_score_is_refused():
             match=[0.1],
             rng=np.random.default_rng(0),
         )
+
+
+def test_totals_of_another_shape_than_the_cost_are_refused():
+    cost = np.ones((3, 4))
+    with pytest.raises(
+        ValueError,
+        match=r"must have the shape \(row, column\) of the totals, \(1, 4\), got \(3, 4\)",
+    ):
+        transport_plan(cost, cost, rows=np.ones(1), columns=np.full(4, 0.25), epsilon=1.0)
