@@ -96,6 +96,8 @@ _PUBLIC = {
     "swap_distances": "stats",
     "confound_sensitivity": "stats",
     "routing_claim": "stats",
+    "detect_harm": "stats",
+    "load_features": "stats",
     "tune_experts": "tuning",
     "mesa_tune": "tuning",
     "freeze_except": "tuning",

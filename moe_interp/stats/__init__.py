@@ -5,10 +5,13 @@ from moe_interp.stats._coactivation import Coactivation, coactivation, router_sa
 from moe_interp.stats._concentration import Concentration, concentration
 from moe_interp.stats._conditional import ConditionalMI, conditional_mi
 from moe_interp.stats._design_effect import DesignEffect, design_effect
+from moe_interp.stats._detector import detect_harm
+from moe_interp.stats._detector_result import Detected, Detection
 from moe_interp.stats._experts import ExpertTests, expert_tests
 from moe_interp.stats._features import bag_of_tokens, random_expert_features
 from moe_interp.stats._harm import HarmTest, harm_test
 from moe_interp.stats._limits import FactorLimits
+from moe_interp.stats._load_features import LoadFeatures, load_features
 from moe_interp.stats._naive import NaiveTokenTest, naive_token_test
 from moe_interp.stats._negligible import NegligibilityTest, negligible
 from moe_interp.stats._outcomes import PairedOutcomes, holm, mcnemar
@@ -41,12 +44,15 @@ __all__ = [
     "ConfoundSensitivity",
     "Controlled",
     "DesignEffect",
+    "Detected",
+    "Detection",
     "DomainSpecialisation",
     "ExpertTests",
     "FactorEvidence",
     "FactorLimits",
     "HalfClaim",
     "HarmTest",
+    "LoadFeatures",
     "NaiveTokenTest",
     "NegligibilityTest",
     "PairedOutcomes",
@@ -70,10 +76,12 @@ __all__ = [
     "confound_sensitivity",
     "decide",
     "design_effect",
+    "detect_harm",
     "domain_specialisation",
     "expert_tests",
     "harm_test",
     "holm",
+    "load_features",
     "mcnemar",
     "naive_token_test",
     "negligible",

@@ -4,6 +4,7 @@ from moe_interp.studies._causal import Arm
 from moe_interp.studies._olmoe2024 import olmoe2024
 from moe_interp.studies._registry import STUDIES, find_study, study_table
 from moe_interp.studies._result import StudyResult, check_folder
+from moe_interp.studies._routescan2026 import routescan2026
 from moe_interp.studies._safex2025 import safex2025
 from moe_interp.studies._siddiky2026 import siddiky2026
 from moe_interp.studies._steermoe2025 import steermoe2025
@@ -17,6 +18,7 @@ __all__ = [
     "check_folder",
     "find_study",
     "olmoe2024",
+    "routescan2026",
     "safex2025",
     "siddiky2026",
     "steermoe2025",
