@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
+from moe_interp.stats import transfer_auc
+
 PATH = Path(__file__).parents[2] / "benchmarks" / "calibration.py"
 N_RUNS = 40
 # Rejections at a level of 5 % exceed this once in 2,000 runs of a correct test.
@@ -68,6 +70,28 @@ def test_false_discoveries_stay_below_their_rate(calibration):
 def test_a_small_effect_is_found(calibration):
     rates = found(calibration, "power: pairs, harm 0.3", 10)
     assert rates["harm"] == 1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("scheme", ["wording_pair", "pair", "within_topic", "unbalanced"])
+def test_decoding_finds_nothing_as_often_as_its_level_says(simulate, scheme):
+    rng, rejected, n_runs = np.random.default_rng(7), [], 400
+    for _ in range(n_runs):
+        if scheme == "unbalanced":
+            labels = simulate.unbalanced(rng)
+        else:
+            labels = simulate.labels(scheme, n_topics=2, n_wordings=8)
+        shares = simulate.shares(labels, rng, n_layers=1, topic=2.0, wording=0.7)
+        run = transfer_auc(simulate.profile(labels, shares), n_resamples=39, rng=rng)
+        splits = run.splits.values()
+        rejected.append(
+            [own.p_value <= 0.05 for own in splits]
+            + [min(own.p_adjusted for own in splits) <= 0.05]
+        )
+    # Each of the columns lies outside once in a hundred runs of a correct test.
+    low, high = binom.interval(0.99, n_runs, 0.05)
+    found = np.sum(rejected, axis=0)
+    assert ((found >= low) & (found <= high)).all(), found
 
 
 def test_blocks_kept_add_up(calibration):

@@ -12,6 +12,7 @@ from moe_interp import ExpertSet
 from moe_interp.errors import DesignError
 from moe_interp.stats import RoutingProfile, transfer_auc
 from moe_interp.stats._relabel import draw_labels
+from moe_interp.stats._transfer import _adjusted
 from moe_interp.stats._transfer_curve import grouped_auc
 from moe_interp.stats._transfer_decode import auc_interval, decode
 from moe_interp.stats._transfer_ridge import gram_matrix, smoother
@@ -230,6 +231,21 @@ def test_p_values_are_those_of_a_loop_over_the_same_draws(simulate, scheme, rng)
         reached = (np.array(null) >= found[name].auc - 1e-9).sum()
         assert found[name].p_value == pytest.approx((1 + reached) / 26)
         assert found[name].p_adjusted >= found[name].p_value
+
+
+def test_splits_are_adjusted_on_a_scale_that_holds_what_was_observed(rng):
+    # The first split stands out, which widens its scale: its relabellings then are no rivals.
+    observed, null = np.array([0.99, 0.56]), 0.5 + 0.05 * rng.normal(size=(39, 2))
+    found = _adjusted(observed, null, exhaustive=False)
+    every = np.vstack([observed, null])
+    scaled = (every - every.mean(axis=0)) / every.std(axis=0)
+    for split in range(2):
+        reached = sum(max(row) >= scaled[0, split] for row in scaled[1:])
+        assert found[split] == pytest.approx((1 + reached) / 40)
+    apart = ((null - null.mean(axis=0)) / null.std(axis=0)).max(axis=1)
+    assert (1 + (apart >= (observed - null.mean(axis=0))[1] / null.std(axis=0)[1]).sum()) / 40 != (
+        pytest.approx(found[1])
+    )
 
 
 def test_draws_of_a_random_baseline_are_averaged(simulate, rng):

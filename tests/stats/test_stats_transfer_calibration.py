@@ -172,6 +172,19 @@ def test_calibration_names_what_it_lacks(rng):
         transfer_auc(profile, splits=["leave_topic_out"], **options)
 
 
+def test_the_reference_predicts_what_each_decoder_has_seen(simulate, rng):
+    labels = simulate.unbalanced(rng)
+    profile = simulate.profile(labels, simulate.shares(labels, rng, n_layers=1))
+    found = transfer_auc(profile, calibration="platt", n_resamples=19, rng=np.random.default_rng(0))
+    design, dealt, _ = splits_of(profile, 0)
+    level = design.harm > 0
+    for name, split in dealt.items():
+        own = [(level[fold.train].mean() - level[fold.test]) ** 2 for fold in split.folds]
+        expected = np.concatenate(own).mean()
+        assert found[name].calibration.brier_reference == pytest.approx(expected)
+        assert abs(expected - 0.25) > 0.005
+
+
 def test_the_same_features_have_the_same_probabilities(simulate, rng):
     profile = profile_under(simulate, "wording_pair", rng, n_wordings=8, harm=0.3)
     same = profile.embedding.reshape(profile.n_prompts, -1)
