@@ -26,6 +26,7 @@ _PUBLIC = {
     "MoELayer": "models",
     "RoutingCache": "models",
     "load_model": "models",
+    "Server": "remote",
     "RefusalLogOdds": "metrics",
     "RefusalOpening": "metrics",
     "RefusalRate": "metrics",

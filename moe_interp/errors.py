@@ -47,3 +47,35 @@ class ResultError(MoEInterpError, ValueError):
 
 class TuningError(MoEInterpError, RuntimeError):
     """Training went wrong: a loss that is no number, or a change where none was allowed."""
+
+
+class RemoteRunError(MoEInterpError, RuntimeError):
+    """A run on a server failed; the children of this error say how."""
+
+
+class ServerUnreachableError(RemoteRunError, ConnectionError):
+    """The server does not answer, or answers that it cannot work now."""
+
+
+class ApiKeyError(RemoteRunError, PermissionError):
+    """The server wants an API key, or does not know the one it was given."""
+
+
+class ModelNotServedError(RemoteRunError):
+    """The server does not run the model and could not start it."""
+
+
+class JobTimeoutError(RemoteRunError, TimeoutError):
+    """A job took longer than the server allows, or than the caller wanted to wait."""
+
+
+class ResultTooLargeError(RemoteRunError):
+    """What a job would send back is larger than the caller allows."""
+
+
+class RemoteBodyError(RemoteRunError):
+    """The block raised an error on the server."""
+
+
+class UnsupportedOnServerError(RemoteRunError):
+    """What is asked for cannot be done on this server; nothing was sent."""

@@ -2,7 +2,8 @@
 
 A metric turns the outcome of each prompt into one number. Metrics of the next token read the
 logits at the last prompt token; they need no generation and are differentiable, so that they
-serve attribution as well. Metrics of texts read what was generated.
+serve attribution as well. Metrics of texts read what was generated. Those of logits may be taken
+to a server, so their annotations are texts, which travel.
 
 References:
     Arditi et al. (2024), "Refusal in Language Models Is Mediated by a Single Direction",
@@ -64,7 +65,7 @@ class LogitMetric(ABC):
     needs: ClassVar[Literal["logits"]] = "logits"
 
     @abstractmethod
-    def __call__(self, logits: Float[Tensor, "batch d_vocab"]) -> Float[Tensor, " batch"]:
+    def __call__(self, logits: 'Float[Tensor, "batch d_vocab"]') -> 'Float[Tensor, " batch"]':
         """Measure each prompt; the result can be differentiated with respect to the logits."""
 
 
@@ -146,7 +147,7 @@ class RefusalLogOdds(LogitMetric):
         self.token_ids: tuple[int, ...] = tuple(sorted(found))
         self.openers: tuple[str, ...] = tuple(found[i] for i in self.token_ids if found[i])
 
-    def __call__(self, logits: Float[Tensor, "batch d_vocab"]) -> Float[Tensor, " batch"]:
+    def __call__(self, logits: 'Float[Tensor, "batch d_vocab"]') -> 'Float[Tensor, " batch"]':
         """Measure each prompt by the logits after its last token.
 
         Args:
@@ -194,7 +195,7 @@ class RefusalOpening(LogitMetric):
     def __init__(self, log_odds: RefusalLogOdds) -> None:
         self.log_odds = log_odds
 
-    def __call__(self, logits: Float[Tensor, "batch d_vocab"]) -> Float[Tensor, " batch"]:
+    def __call__(self, logits: 'Float[Tensor, "batch d_vocab"]') -> 'Float[Tensor, " batch"]':
         """Judge each prompt by the logits after its last token.
 
         Args:
@@ -238,7 +239,7 @@ class LogitDifference(LogitMetric):
             )
         self.token_id, self.foil_id = token_id, foil_id
 
-    def __call__(self, logits: Float[Tensor, "batch d_vocab"]) -> Float[Tensor, " batch"]:
+    def __call__(self, logits: 'Float[Tensor, "batch d_vocab"]') -> 'Float[Tensor, " batch"]':
         """Measure each prompt by the logits after its last token.
 
         Args:
@@ -309,7 +310,7 @@ def _plain(text: str) -> str:
     return " ".join(text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'").casefold().split())
 
 
-def _check_ids(token_ids: Sequence[int], logits: Float[Tensor, "batch d_vocab"]) -> None:
+def _check_ids(token_ids: Sequence[int], logits: 'Float[Tensor, "batch d_vocab"]') -> None:
     if max(token_ids) >= logits.shape[-1]:
         raise ValueError(
             f"Token {max(token_ids)} lies outside the model's vocabulary of {logits.shape[-1]} "

@@ -1,8 +1,9 @@
 """record_routing: run prompts through a model and keep where every token went."""
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import nnsight
 import numpy as np
@@ -21,10 +22,11 @@ from moe_interp.capture._arrays import (
 from moe_interp.capture._batches import plan_batches
 from moe_interp.capture._record import RoutingRecord
 from moe_interp.capture._store import check_free
+from moe_interp.capture._there import recorded_there
 from moe_interp.errors import UnsupportedArchitectureError
 from moe_interp.models import MoEModel
 from moe_interp.models._traced_record import record_layers
-from moe_interp.prompts import Encoded, Prompt, PromptSet, tokenize
+from moe_interp.prompts import Encoded, Prompt, PromptSet, TokenizedPrompts, tokenize
 
 QUANTITIES = (
     *("expert_index", "routing_weights", "router_logits", "router_probs"),
@@ -33,6 +35,10 @@ QUANTITIES = (
 DEFAULT_QUANTITIES = QUANTITIES[:3]
 DEFAULT_RANDOM_ROUTERS = 99
 _MAX_ROUTER_BYTES = 8 * 2**30
+
+Found = TypeVar("Found")
+#: The random routers of a layer, or what a server draws them from.
+Routers = Float[Tensor, "d_model draw expert"] | dict[str, Any]
 
 
 def record_routing(
@@ -59,6 +65,9 @@ def record_routing(
     by prompt and span. They show what routing owes to the hidden states alone. Where two logits
     meet within a hundredth of their spread, both experts share the slot: else the rounding of a
     batch would make their choice.
+
+    On a model's server several batches share a job, and what is recorded is packed before it
+    travels: routing weights and probabilities come back at half precision.
 
     Args:
         model: The model, from `load_model`.
@@ -104,11 +113,14 @@ def record_routing(
     )
     batches = plan_batches(tokens.lengths, batch_size=batch_size)
     routers = _random_routers(model, n_random_routers, rng)
-    n_draws = next((matrices.shape[1] for matrices in routers.values()), 0)
+    n_draws = _n_draws(routers)
     arrays = empty_arrays(model.architecture, tokens, quantities, n_draws=n_draws)
-    for chosen in _shown(batches, progress=progress):
-        encoded = tokens.batch(chosen, padding_side=padding_side)
-        fill_batch(arrays, _run_batch(model, encoded, quantities, routers), tokens, chosen)
+    if model.connection is None:
+        recorded = _recorded_here(model, tokens, batches, quantities, routers, padding_side)
+    else:
+        recorded = recorded_there(model, tokens, batches, quantities, routers, padding_side)
+    for chosen, found in _shown(recorded, len(batches), progress=progress):
+        fill_batch(arrays, found, tokens, chosen)
     check_finite(arrays["routing_weights"], model.architecture, tokens, prompts)
     record = RoutingRecord(to_dataset(model.architecture, prompts, tokens, arrays, quantities))
     if store is not None:
@@ -125,7 +137,7 @@ def _checked_quantities(quantities: Sequence[str]) -> tuple[str, ...]:
 
 def _random_routers(
     model: MoEModel, n_routers: int | None, rng: np.random.Generator | None
-) -> dict[int, Float[Tensor, "d_model draw expert"]]:
+) -> dict[int, Routers]:
     """Draw the random routers of each layer, layer after layer."""
     sizes = {(layer.n_experts, layer.top_k) for layer in model.moe.values()}
     if len(sizes) > 1:
@@ -150,19 +162,45 @@ def _random_routers(
             f"{n_experts} experts need {needed / 2**30:.0f} GiB; at most "
             f"{_MAX_ROUTER_BYTES / 2**30:.0f} GiB are allowed. Pass a smaller `n_random_routers`."
         )
-    routers = {}
+    routers: dict[int, Routers] = {}
     for layer in model.moe:
+        state = rng.bit_generator.state
         drawn = rng.standard_normal((n_routers, d_model, n_experts), dtype=np.float32)
+        if model.connection is not None:
+            # Matrices would outweigh all that comes back; a server draws the same ones again.
+            routers[layer] = {"state": state, "shape": drawn.shape}
+            continue
         ordered = np.ascontiguousarray(drawn.transpose(1, 0, 2))
         routers[layer] = torch.from_numpy(ordered).to(model.device)
     return routers
+
+
+def _n_draws(routers: dict[int, Routers]) -> int:
+    first = next(iter(routers.values()), None)
+    if first is None:
+        return 0
+    return first.shape[1] if isinstance(first, Tensor) else first["shape"][0]
+
+
+def _recorded_here(
+    model: MoEModel,
+    tokens: TokenizedPrompts,
+    batches: Sequence[Sequence[int]],
+    quantities: Sequence[str],
+    routers: dict[int, Routers],
+    padding_side: str,
+) -> Iterator[tuple[Sequence[int], dict[int, dict[str, Tensor]]]]:
+    """Run batches and read their layers, one after the other."""
+    for chosen in batches:
+        encoded = tokens.batch(chosen, padding_side=padding_side)
+        yield chosen, _run_batch(model, encoded, quantities, routers)
 
 
 def _run_batch(
     model: MoEModel,
     encoded: Encoded,
     quantities: Sequence[str],
-    routers: dict[int, Float[Tensor, "d_model draw expert"]],
+    routers: dict[int, Routers],
 ) -> dict[int, dict[str, Tensor]]:
     """Run one batch and read its layers; the block names nothing but these locals."""
     nn = model.nnsight
@@ -179,12 +217,13 @@ def _run_batch(
     return recorded  # noqa: RET504  Only a name bound in the block leaves it.
 
 
-def _shown(batches: list[list[int]], *, progress: bool) -> Iterable[list[int]]:
-    """The batches, with a progress bar where somebody can see it."""
+def _shown(found: Iterable[Found], n_batches: int, *, progress: bool) -> Iterable[Found]:
+    """What is found batch by batch, with a progress bar where somebody can see it."""
     console = Console(stderr=True)
     return track(
-        batches,
+        found,
         description="capturing routing",
+        total=n_batches,
         console=console,
         transient=True,
         disable=not progress or not console.is_terminal,

@@ -25,6 +25,7 @@ from moe_interp.interventions._mean import Mean, MeanOutputs, mean_outputs
 from moe_interp.interventions._measure import (
     Metric,
     checked_values,
+    judged_there,
     measure,
     metric_name,
     metric_unit,
@@ -77,6 +78,7 @@ __all__ = [
     "end_tokens",
     "forward_arguments",
     "intervention_maker",
+    "judged_there",
     "mean_outputs",
     "measure",
     "measure_effect",

@@ -65,7 +65,9 @@ def edited(
     groups = [(np.arange(len(batch.prompt_index)), recipe)]
     prefill, decode = (edit_table(batch, groups, phase) for phase in ("prefill", "decode"))
     changed = _with_edits(model, prefill, decode) if prefill or decode else model.nnsight
-    return MoEModel(changed, model.sites, source=model.id, card=model.card)
+    return MoEModel(
+        changed, model.sites, source=model.id, card=model.card, connection=model.connection
+    )
 
 
 class _NoSpans(Mapping[str, Bool[Tensor, "batch pos"]]):

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import nnsight
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,8 +20,10 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from moe_interp.interventions._checks import check_decoder
 from moe_interp.interventions._intervention import Batch, Intervention
 from moe_interp.interventions._plan import EditTable, edit_table
+from moe_interp.metrics import LogitMetric
 from moe_interp.models import MoEModel
 from moe_interp.models._traced_edits import apply_edits
+from moe_interp.models._traced_judge import judge, watch_step
 from moe_interp.prompts import (
     DEFAULT_SPANS,
     PAIR_SPANS,
@@ -43,14 +46,17 @@ class Outcome:
     Attributes:
         recipe: Which list of interventions each row had.
         prompt: Which prompt each row is.
-        logits: Next-token logits after the last prompt token; None if text was generated.
+        logits: Next-token logits after the last prompt token; None if text was generated, or if
+            a server judged them.
         tokens: The generated tokens of each row up to the end of its text; None if there are none.
+        values: The metric of each row, if a server judged the logits.
     """
 
     recipe: Int[np.ndarray, " batch"]
     prompt: Int[np.ndarray, " batch"]
     logits: Float[Tensor, "batch d_vocab"] | None = None
     tokens: tuple[tuple[int, ...], ...] | None = None
+    values: Float[Tensor, " batch"] | None = None
 
 
 def outcomes(
@@ -60,6 +66,7 @@ def outcomes(
     *,
     max_new_tokens: int = 0,
     batch_size: int | str = "auto",
+    metric: LogitMetric | None = None,
 ) -> Iterator[Outcome]:
     """Run every prompt under every recipe, batch by batch.
 
@@ -69,6 +76,7 @@ def outcomes(
         recipes: Lists of interventions.
         max_new_tokens: How many tokens to generate greedily; 0 gives logits instead.
         batch_size: Rows in a batch; ``"auto"`` fills batches up to a number of tokens.
+        metric: What to make of the logits on the model's server, in their place.
 
     Yields:
         What came out of each batch; together the batches hold every pair of recipe and prompt.
@@ -94,6 +102,10 @@ def outcomes(
             tokens, broken = _generate(model, encoded, prefill, decode, max_new_tokens)
             _check_numbers(broken, prompts, recipes, recipe, prompt)
             yield Outcome(recipe, prompt, tokens=tokens)
+        elif metric is not None:
+            values = _values_there(model, encoded, prefill, metric)
+            _check_numbers(values.isnan(), prompts, recipes, recipe, prompt)
+            yield Outcome(recipe, prompt, values=values)
         else:
             logits = _last_logits(model, encoded, prefill)
             _check_numbers(logits.isnan().any(-1), prompts, recipes, recipe, prompt)
@@ -160,10 +172,22 @@ def _last_logits(
     """Next-token logits after each prompt; only those of the last position are computed."""
     root, layers = model.nnsight, [model.moe[layer] for layer in sorted(edits)]
     inputs, options = forward_arguments(model, encoded)
-    with torch.no_grad(), root.trace(inputs, **options):
+    with torch.no_grad(), root.trace(inputs, backend=model.backend(), **options):
         apply_edits(layers, edits)
         logits = root.output.logits[:, -1].clone().save()
     return logits  # noqa: RET504  A name that the block binds; the block itself cannot return.
+
+
+def _values_there(
+    model: MoEModel, encoded: Encoded, edits: EditTable, metric: LogitMetric
+) -> Float[Tensor, " batch"]:
+    """The metric of each prompt, made of its logits where they are."""
+    root, layers = model.nnsight, [model.moe[layer] for layer in sorted(edits)]
+    inputs, options = forward_arguments(model, encoded)
+    with torch.no_grad(), root.trace(inputs, backend=model.backend(), **options):
+        apply_edits(layers, edits)
+        values = judge(root.output.logits[:, -1], metric).save()
+    return values  # noqa: RET504  A name that the block binds; the block itself cannot return.
 
 
 def forward_arguments(
@@ -207,6 +231,10 @@ def _generate(
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1}
     if ends:
         options["pad_token_id"] = ends[0]
+    if model.connection is not None:
+        sequences, broken = _generate_there(model, inputs, options, prefill, decode)
+        new = sequences[:, n_prompt:].tolist()
+        return tuple(_until_end(row, ends) for row in new), broken
     options["logits_processor"] = LogitsProcessorList([watch])
     with warnings.catch_warnings(), torch.no_grad():
         # nnsight warns that an open loop over steps ends with the generation; that is meant here.
@@ -222,6 +250,30 @@ def _generate(
                 sequences = tracer.result.save()
     new = sequences[:, n_prompt:].tolist()
     return tuple(_until_end(row, ends) for row in new), watch.broken
+
+
+def _generate_there(
+    model: MoEModel,
+    inputs: dict[str, Tensor],
+    options: dict[str, Any],
+    prefill: EditTable,
+    decode: EditTable,
+) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, " batch"]]:
+    """The same on a server, where no object of this process can look on."""
+    root, ends, n_steps = model.nnsight, end_tokens(model), options["max_new_tokens"]
+    layers = [model.moe[layer] for layer in sorted({*prefill, *decode})]
+    with torch.no_grad(), root.generate(backend=model.backend(), **options) as tracer:
+        seen = nnsight.save([])
+        with tracer.invoke(inputs):
+            apply_edits(layers, prefill)
+            seen.append(watch_step(root.output.logits[:, -1], None, ends))
+            if n_steps > 1:
+                for _ in tracer.iter[1:n_steps]:
+                    apply_edits(layers, decode)
+                    seen.append(watch_step(root.output.logits[:, -1], seen[-1], ends))
+        with tracer.invoke():
+            sequences = tracer.result.save()
+    return sequences, seen[-1][0]
 
 
 class _Watch(LogitsProcessor):

@@ -232,7 +232,7 @@ def captured_batches(
     for rows in planned_batches(tokenized.lengths, 1, batch_size):
         encoded = tokenized.batch(rows.tolist())
         inputs, options = forward_arguments(model, encoded)
-        with torch.no_grad(), root.trace(inputs, **options):
+        with torch.no_grad(), root.trace(inputs, backend=model.backend(), **options):
             found = nnsight.save(read_layers(chosen, names))
         yield rows, encoded, found
 

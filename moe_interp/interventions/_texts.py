@@ -70,7 +70,7 @@ def text_losses(
         layers = [model.moe[layer] for layer in sorted(edits)]
         inputs, _ = forward_arguments(model, encoded)
         token_ids, real = encoded.input_ids, encoded.attention_mask
-        with torch.no_grad(), root.trace(inputs):
+        with torch.no_grad(), root.trace(inputs, backend=model.backend()):
             apply_edits(layers, edits)
             found = text_loss(root.output.logits, token_ids, real).save()
         losses[recipe, text] = found.double().cpu().numpy()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 import transformers
+from huggingface_hub import constants
+from nnsight.modeling import huggingface
 from nnsight.modeling.transformers import TransformersModel
 from transformers import (
     AutoConfig,
@@ -22,6 +24,7 @@ from transformers import (
 )
 from transformers.models.auto import modeling_auto
 
+from moe_interp import __version__
 from moe_interp.errors import UnsupportedArchitectureError
 from moe_interp.models._model import MoEModel
 from moe_interp.models._registry import SEVERAL_MODELS
@@ -29,6 +32,7 @@ from moe_interp.models._selfcheck import check_access
 from moe_interp.models._sites import find_sites
 from moe_interp.models._support import known_families
 from moe_interp.models._versions import check_versions
+from moe_interp.remote import Connection, Server
 
 _ORGANISM = "organism:"
 # How transformers names the classes with a language-model head; own code may differ.
@@ -53,6 +57,7 @@ def load_model(
     experts_implementation: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    remote: bool | str | Server = False,
 ) -> MoEModel:
     """Load a Mixture-of-Experts model whose routers and experts can be read and edited.
 
@@ -69,6 +74,9 @@ def load_model(
         experts_implementation: As in transformers: ``"eager"``, ``"batched_mm"``, ``"grouped_mm"``.
         revision: Branch, tag or commit on the hub.
         trust_remote_code: Whether to run model code that comes with the checkpoint.
+        remote: Whether the model runs on an NDIF server: True for the one that nnsight is
+            configured with, an address, or a `Server`. No weights are loaded then, and everything
+            that is run with the model runs there.
 
     Returns:
         The model.
@@ -79,10 +87,20 @@ def load_model(
         RoutingMismatchError: If the self-check finds that they are not.
         UnsupportedVersionError: If nnsight or transformers is of a release that was not tested.
         FileNotFoundError: If there is no such model, or no tokenizer beside it.
-        ValueError: If a loaded model comes without a tokenizer.
+        RemoteRunError: If the server does not run the self-check.
+        ValueError: If a loaded model comes without a tokenizer, or what is asked for is no
+            business of a server's client.
         TypeError: If `source` is something else.
     """
     check_versions()
+    if remote is not False:
+        server = Server.of(remote)
+        _refuse_for_server(
+            source,
+            {"device": device, "dtype": dtype, "experts_implementation": experts_implementation},
+        )
+        code = {"revision": revision, "trust_remote_code": trust_remote_code}
+        return _load_remote(source, server, tokenizer, check, attn_implementation, code)
     if isinstance(source, PreTrainedModel):
         return _wrap(source, tokenizer, str(source.name_or_path or type(source).__name__), check)
     if not isinstance(source, str | Path):
@@ -111,6 +129,53 @@ def load_model(
     return _wrap(model, tokenizer, name, check, _card(place))
 
 
+def _refuse_for_server(source: object, given: dict[str, object]) -> None:
+    """Refuse what only makes sense for weights that are here."""
+    if not isinstance(source, str) or source.startswith(_ORGANISM) or Path(source).exists():
+        shown = source if isinstance(source, str | Path) else type(source).__name__
+        raise ValueError(
+            f"A server runs models of the Hugging Face Hub, named by their hub ids, got "
+            f"{str(shown)!r}. Leave `remote` out to run it here."
+        )
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(
+                f"`{name}` is set where the weights are loaded, and with `remote` that is the "
+                f"server, got {value!r}. Leave it out."
+            )
+
+
+def _load_remote(
+    name: str,
+    server: Server,
+    tokenizer: PreTrainedTokenizerBase | None,
+    check: bool,
+    attn_implementation: str | None,
+    code: dict[str, object],
+) -> MoEModel:
+    """Build a model without weights, whose blocks run on a server."""
+    _loader(_config(name, name, code), code["trust_remote_code"])
+    tokenizer = tokenizer or _tokenizer(name, name, code)
+    options = {"attn_implementation": attn_implementation, **code}
+    given = {key: value for key, value in options.items() if value}
+    wrapped = TransformersModel(name, task="text-generation", tokenizer=tokenizer, **given)
+    if constants.HF_HUB_OFFLINE:
+        # nnsight asks the hub how the name is spelled there, even where that cannot be.
+        huggingface._ID_CACHE.setdefault(name, name)
+    connection = Connection(server, wrapped.to_model_key(), __version__)
+    sites = find_sites(wrapped._module)
+    loaded = MoEModel(wrapped, sites, source=name, connection=connection)
+    if check:
+        _check(loaded)
+    return loaded
+
+
+def _check(model: MoEModel) -> None:
+    layers = (*model.encoder_moe.values(), *model.moe.values())
+    exact = check_access(model.nnsight, model.sites, layers, backend=model.backend())
+    model.remember_exact_sums(exact)
+
+
 def _wrap(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
@@ -133,8 +198,7 @@ def _wrap(
         wrapped = TransformersModel(model, tokenizer=tokenizer, task="text-generation")
     loaded = MoEModel(wrapped, sites, source=source, card=card)
     if check:
-        layers = (*loaded.encoder_moe.values(), *loaded.moe.values())
-        loaded.remember_exact_sums(check_access(wrapped, sites, layers))
+        _check(loaded)
     return loaded
 
 

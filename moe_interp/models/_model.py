@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from nnsight.modeling.transformers import TransformersModel
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from moe_interp.errors import UnsupportedOnServerError
 from moe_interp.models._describe import experts_implementation
 from moe_interp.models._hooks import (
     HookInfo,
@@ -19,6 +21,7 @@ from moe_interp.models._hooks import (
 )
 from moe_interp.models._site import Site
 from moe_interp.models._traced import ModelInTrace, MoELayer
+from moe_interp.remote import Connection, ServerBackend
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ class MoEModel:
         encoder_moe: Those of the encoder, if the model has one.
         architecture: What kind of model it is.
         card: What is known about a packaged organism; None for other models.
+        connection: The server that runs it; None if it runs here.
     """
 
     def __init__(
@@ -119,10 +123,12 @@ class MoEModel:
         *,
         source: str,
         card: dict[str, object] | None = None,
+        connection: Connection | None = None,
     ) -> None:
         self.nnsight = nnsight
         self.sites = sites
         self.card = card
+        self.connection = connection
         self._exact_sums: dict[str, str] = {}
         self.architecture = describe(nnsight._module, sites, source)
         stacks = {"decoder": [], "encoder": []}
@@ -149,8 +155,48 @@ class MoEModel:
 
     @property
     def device(self) -> torch.device:
-        """The device that inputs go to."""
-        return self.nnsight.device
+        """The device that inputs go to; a server moves them to its own."""
+        return self.nnsight.device if self.connection is None else torch.device("cpu")
+
+    def backend(self) -> ServerBackend | None:
+        """What runs the next block on the model's server; None if the model runs here.
+
+        Returns:
+            A backend for ``trace(..., backend=)``, good for one block.
+
+        Raises:
+            RemoteRunError: If the server cannot be asked what it runs.
+        """
+        return None if self.connection is None else self.connection.backend(self.nnsight)
+
+    def require_gradients(self, what: str, instead: str) -> None:
+        """Refuse what needs gradients where they do not reach, before anything runs.
+
+        Args:
+            what: What is asked for.
+            instead: What can be done in its place.
+
+        Raises:
+            UnsupportedOnServerError: If the model's server runs blocks in a sandbox.
+        """
+        if self.connection is not None:
+            self.connection.require_trust(what, instead)
+
+    def require_weights(self, what: str) -> None:
+        """Refuse what needs the weights themselves where they are on a server.
+
+        Args:
+            what: What is asked for.
+
+        Raises:
+            UnsupportedOnServerError: If the model runs on a server.
+        """
+        if self.connection is not None:
+            host = self.connection.server.host
+            raise UnsupportedOnServerError(
+                f"{what} needs the weights of {self.id!r}, which are on {host}. Load the model "
+                "without `remote`."
+            )
 
     @property
     def max_positions(self) -> int | None:
@@ -160,7 +206,7 @@ class MoEModel:
             config, "max_seq_len", None
         )
 
-    # nnsight finds the user's block by the frame that calls these, so they are handed out as they
+    # nnsight finds the user's block by the frame that opens it, so these are handed out as they
     # are instead of being called from here.
 
     @property
@@ -169,7 +215,7 @@ class MoEModel:
 
         It takes texts, token ids, or an encoding with ``input_ids`` and ``attention_mask``.
         """
-        return self._up_to_date().trace
+        return self._there(self._up_to_date().trace)
 
     @property
     def generate(self) -> Callable:
@@ -178,12 +224,12 @@ class MoEModel:
         With beams, or several sequences per prompt, a layer's ``pos`` axis runs over all rows of
         a prompt.
         """
-        return self._up_to_date().generate
+        return self._there(self._up_to_date().generate)
 
     @property
     def session(self) -> Callable:
         """Open a session of several traces: nnsight's ``session``."""
-        return self._up_to_date().session
+        return self._there(self._up_to_date().session)
 
     @property
     def edit(self) -> Callable:
@@ -246,6 +292,10 @@ class MoEModel:
         """How experts run now; transformers lets users change it after loading."""
         return experts_implementation(self.nnsight._module.get_submodule(path))
 
+    def _there(self, opens: Callable) -> Callable:
+        """The same, on the model's server if there is one."""
+        return opens if self.connection is None else partial(opens, backend=self.backend())
+
     @property
     def hook_dict(self) -> dict[str, HookInfo]:
         """What can be cached and hooked, under TransformerLens's names: layer, quantity, axes.
@@ -290,7 +340,7 @@ class MoEModel:
             >>> cache.stack("hook_router_logits").shape
             torch.Size([4, 1, 6, 16])
         """
-        options = {"remote": remote, "backend": backend}
+        options = {"remote": remote, "backend": backend or self.backend()}
         nn, table = self._up_to_date(), self._hook_table()
         return run_with_cache(nn, table, prompts, names_filter, return_type, options)
 
@@ -337,7 +387,7 @@ class MoEModel:
             >>> logits.shape[:2]
             torch.Size([1, 6])
         """
-        options = {"remote": remote, "backend": backend}
+        options = {"remote": remote, "backend": backend or self.backend()}
         nn, table = self._up_to_date(), self._hook_table()
         return run_with_hooks(nn, table, prompts, fwd_hooks, return_type, options)
 

@@ -10,16 +10,21 @@ from contextlib import contextmanager
 
 import nnsight
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from nnsight.modeling.transformers import TransformersModel
 from torch import Tensor
 
-from moe_interp.errors import RoutingMismatchError
+from moe_interp.errors import RemoteBodyError, RemoteRunError, RoutingMismatchError
 from moe_interp.models._site import Site
 from moe_interp.models._traced import MoELayer
-from moe_interp.models._traced_choice import choice_apart, choose
+from moe_interp.models._traced_check import (
+    choose_others,
+    negate_logits,
+    plain_logits,
+    read_all,
+    write_back,
+)
 from moe_interp.models._traced_outputs import add_up
-from moe_interp.models._traced_read import read
 
 # Largest error relative to the largest entry; the sum over experts is rounded in the model's dtype.
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 4e-3}
@@ -33,7 +38,11 @@ _ADVICE = (
 
 
 def check_access(
-    model: TransformersModel, sites: tuple[Site, ...], layers: tuple[MoELayer, ...]
+    model: TransformersModel,
+    sites: tuple[Site, ...],
+    layers: tuple[MoELayer, ...],
+    *,
+    backend: object = None,
 ) -> list[str]:
     """Prove on a few tokens that every layer is read and edited as the model computes it.
 
@@ -41,6 +50,7 @@ def check_access(
         model: The wrapped model.
         sites: Its MoE blocks.
         layers: The same, as read in a trace.
+        backend: What runs a block on a server, for a model whose weights are there.
 
     Returns:
         Paths of the experts that return, bit for bit, what their slots add up to.
@@ -48,26 +58,33 @@ def check_access(
     Raises:
         RoutingMismatchError: If a quantity of a layer is not what the model computes, or an edit
             does not reach the experts.
+        RemoteRunError: If the server does not run a block.
     """
-    check = _Check(type(model._module).__name__, TOLERANCE.get(model._module.dtype, _OTHERWISE))
     batch = _tokens(model._module)
+    check = _Check(type(model._module).__name__, TOLERANCE.get(model._module.dtype, _OTHERWISE))
+    steps = None
+    if backend is not None:
+        with check.step("the check on the server"):
+            steps = iter(_all_there(model, layers, batch, backend))
     with torch.no_grad():
-        expected = model._module(**_on_device(batch, model)).logits
+        expected = next(steps) if steps else model._module(**_on_device(batch, model)).logits
         with check.step("reading every quantity"):
-            found = _read_all(model, layers, batch)
+            found = next(steps) if steps else read_all(model, layers, batch)
+        # A server may hold the weights in another format than the checkpoint.
+        check.tolerance = TOLERANCE.get(found[0]["routed_output"].dtype, _OTHERWISE)
         for site, values in zip(sites, found, strict=True):
             check.reading(site, values)
         with check.step("writing back what was read"):
-            logits = _write_back(model, layers, batch)
+            logits = next(steps) if steps else write_back(model, layers, batch)
         check.close(
             sites[-1].layer, "the logits after writing back what was read", logits, expected
         )
         with check.step("editing `router_logits`"):
-            negated = _negate_logits(model, layers, batch)
+            negated = next(steps) if steps else negate_logits(model, layers, batch)
         for site, (own, edited) in zip(sites, negated, strict=True):
             check.moved(site, own, edited)
         with check.step("editing the choice"):
-            others = _choose_others(model, layers, batch)
+            others = next(steps) if steps else choose_others(model, layers, batch)
         for site, (asked, got) in zip(sites, others, strict=True):
             check.arrived(site, asked, got)
     return [
@@ -102,80 +119,24 @@ def _on_device(batch: dict[str, Tensor], model: TransformersModel) -> dict[str, 
     return {name: value.to(model.device) for name, value in batch.items()}
 
 
-def _read_all(
-    model: TransformersModel, layers: tuple[MoELayer, ...], batch: dict[str, Tensor]
-) -> list[dict[str, Tensor]]:
-    """Read every quantity of every layer, and rebuild the block's output from its parts."""
-    names = (
-        "router_logits",
-        "router_probs",
-        "expert_index",
-        "routing_weights",
-        "expert_outputs",
-        "expert_contributions",
-        "routed_output",
-        "shared_output",
-        "output",
-    )
-    with model.trace(batch):
-        found = nnsight.save([])
-        for layer in layers:
-            values = read(layer, [name for name in names if name in layer.offered], False)
-            shared = values["shared_output"] if layer.facts["shared_inside"] else None
-            contributions = values["expert_contributions"]
-            values["rebuilt"] = layer.output_from(contributions, shared)
-            found.append(values)
-    return found
-
-
-def _write_back(
-    model: TransformersModel, layers: tuple[MoELayer, ...], batch: dict[str, Tensor]
-) -> Float[Tensor, "batch pos d_vocab"]:
-    """The model's output when each layer is assigned what was read from it."""
-    with model.trace(batch):
-        for layer in layers:
-            layer.router_logits = layer.router_logits.clone()
-            layer.routing_weights = layer.routing_weights.clone()
-        logits = nnsight.save(model.output.logits)
-    return logits.float()
-
-
-def _negate_logits(
-    model: TransformersModel, layers: tuple[MoELayer, ...], batch: dict[str, Tensor]
-) -> list[tuple[Tensor, Tensor]]:
-    """Per layer, the experts its router would choose and those chosen on negated logits."""
-    with model.trace(batch):
-        pairs = nnsight.save([])
-        for layer in layers:
-            own = choice_apart(layer)
-            logits = layer.router_logits
-            layer.router_logits = -logits
-            if own is None:
-                own = logits.topk(layer.top_k, -1).indices
-            pairs.append((own, layer.expert_index))
-    return pairs
-
-
-def _choose_others(
-    model: TransformersModel, layers: tuple[MoELayer, ...], batch: dict[str, Tensor]
-) -> list[tuple[Tensor, Tensor]]:
-    """Per layer, a corrected choice and the experts that ran."""
-    with model.trace(batch):
-        pairs = nnsight.save([])
-        for layer in layers:
-            lowest = layer.facts["unselectable_score"]
-            asked = choose(layer, lambda scores, index: _next_best(scores, index, lowest))  # noqa: B023
-            pairs.append((asked, layer.expert_index))
-    return pairs
-
-
-def _next_best(
-    scores: Float[Tensor, "batch pos expert"], index: Int[Tensor, "batch pos top_k"], lowest: float
-) -> Int[Tensor, "batch pos top_k"]:
-    """Replace the first expert of each token by the best one left, where there is one."""
-    value, best = scores.detach().scatter(-1, index, float("-inf")).max(-1)
-    first = torch.where(value > lowest, best, index[..., 0])
-    return torch.cat([first[..., None], index[..., 1:]], -1)
+def _all_there(
+    model: TransformersModel,
+    layers: tuple[MoELayer, ...],
+    batch: dict[str, Tensor],
+    backend: object,
+) -> tuple[Tensor, list[dict[str, Tensor]], Tensor, list, list]:
+    """Every step in one job of a server, so that its queue is waited in once."""
+    with model.session(backend=backend):
+        found = nnsight.save(
+            (
+                plain_logits(model, batch),
+                read_all(model, layers, batch),
+                write_back(model, layers, batch),
+                negate_logits(model, layers, batch),
+                choose_others(model, layers, batch),
+            )
+        )
+    return found  # noqa: RET504  Only a name bound in the block leaves it.
 
 
 class _Check:
@@ -194,6 +155,8 @@ class _Check:
         try:
             yield
         except Exception as error:
+            if isinstance(error, RemoteRunError) and not isinstance(error, RemoteBodyError):
+                raise
             reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             raise RoutingMismatchError(
                 f"{self.model_class!r}: {what} broke ({reason}). {_ADVICE}"

@@ -6,7 +6,7 @@ Plain code, for the reasons given in ``_traced_parts``.
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from moe_interp.models._traced_parts import (
@@ -166,3 +166,14 @@ def ban_experts(
         return choose_next_best(layer, scores, index, gone)
 
     choose(layer, rule)
+
+
+def next_best(
+    scores: 'Float[Tensor, "batch pos expert"]',
+    index: 'Int[Tensor, "batch pos top_k"]',
+    lowest: "float",
+) -> 'Int[Tensor, "batch pos top_k"]':
+    """Replace the first expert of each token by the best one left, where there is one."""
+    value, best = scores.detach().scatter(-1, index, float("-inf")).max(-1)
+    first = torch.where(value > lowest, best, index[..., 0])
+    return torch.cat([first[..., None], index[..., 1:]], -1)

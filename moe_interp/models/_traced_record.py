@@ -6,6 +6,7 @@ choices, so that whatever is to be made of them is made here, while they are at 
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -23,7 +24,7 @@ def record_layers(
     names: "Sequence[str]",
     real: 'Bool[Tensor, "batch pos"]',
     spans: 'Bool[Tensor, "span batch pos"]',
-    random_routers: "dict[int, Tensor]",
+    random_routers: "dict[int, Tensor | dict]",
 ) -> "dict[int, dict[str, Tensor]]":
     """Read quantities of layers, which must come in order of depth, at the real tokens.
 
@@ -36,7 +37,7 @@ def record_layers(
     names = [name for name in names if name != "mean_router_input"]
     recorded = {}
     for layer in layers:
-        routers = random_routers.get(layer.layer)
+        routers = drawn_routers(random_routers.get(layer.layer))
         wanted = [*names, "expert_index", "routing_weights"]
         if with_means or routers is not None:
             wanted.append("router_input")
@@ -55,6 +56,18 @@ def record_layers(
             )
         recorded[layer.layer] = found
     return recorded
+
+
+def drawn_routers(
+    given: "Tensor | dict | None",
+) -> 'Float[Tensor, "d_model draw expert"] | None':
+    """Random routers as they are given, or drawn again from the state of their source."""
+    if not isinstance(given, dict):
+        return given
+    source = getattr(np.random, given["state"]["bit_generator"])()
+    source.state = given["state"]
+    drawn = np.random.Generator(source).standard_normal(given["shape"], dtype=np.float32)
+    return torch.from_numpy(np.ascontiguousarray(drawn.transpose(1, 0, 2)))
 
 
 def mean_by_span(

@@ -75,7 +75,7 @@ def direction_attribution(
             known = ", ".join(map(repr, encoded.spans))
             raise SpanError(f"There is no span {span!r}. Spans are {known}.")
         inputs, options = forward_arguments(model, encoded)
-        with torch.no_grad(), model.nnsight.trace(inputs, **options):
+        with torch.no_grad(), model.nnsight.trace(inputs, backend=model.backend(), **options):
             read = nnsight.save(read_layers(layers, names))
         inside = encoded.spans[span]
         for row, layer in enumerate(layers):
@@ -156,7 +156,7 @@ def mean_difference(
     for chosen in plan_batches(tokens.lengths, batch_size=batch_size):
         encoded = tokens.batch(chosen)
         inputs, options = forward_arguments(model, encoded)
-        with torch.no_grad(), model.nnsight.trace(inputs, **options):
+        with torch.no_grad(), model.nnsight.trace(inputs, backend=model.backend(), **options):
             read = nnsight.save(read_layers(one, ("input",)))
         last[chosen] = read[layer]["input"][:, -1].double().cpu().numpy()
     direction = last[harm].mean(0) - last[~harm].mean(0)

@@ -19,6 +19,7 @@ from moe_interp.interventions import (
 )
 from moe_interp.metrics import TextMetric
 from moe_interp.models import MoELayer, MoEModel, read_layers
+from moe_interp.models._traced_judge import slopes
 from moe_interp.prompts import Encoded, PromptSet, tokenize
 
 #: What a score makes of a layer, of what was read there, of its gradient and of the real tokens.
@@ -52,6 +53,7 @@ def gradient_scores(
             differentiated.
     """
     refuse_texts(metric)
+    require_gradients(model)
     prompts = as_prompt_set(prompts)
     tokens = tokenize(model.tokenizer, prompts, max_length=model.max_positions)
     scores = np.zeros((len(prompts), len(model.moe), model.architecture.n_experts))
@@ -105,6 +107,8 @@ def metric_values(
 def _score_batch(
     model: MoEModel, encoded: Encoded, metric: Metric, quantity: str, per_layer: PerLayer
 ) -> Float[np.ndarray, "batch layer expert"]:
+    if model.connection is not None:
+        return _score_there(model, encoded, metric, quantity, per_layer)
     root, layers = model.nnsight, list(model.moe.values())
     names = (quantity, "expert_index") if quantity == "routing_weights" else (quantity,)
     inputs, options = forward_arguments(model, encoded)
@@ -120,6 +124,43 @@ def _score_batch(
         real = encoded.attention_mask.bool().to(value.device)
         scored.append(per_layer(layer, read[layer.layer], slope, real).detach().double().cpu())
     return torch.stack(scored, 1).numpy()
+
+
+def _score_there(
+    model: MoEModel, encoded: Encoded, metric: Metric, quantity: str, per_layer: PerLayer
+) -> Float[np.ndarray, "batch layer expert"]:
+    """The same with both passes on the model's server."""
+    root, layers = model.nnsight, list(model.moe.values())
+    embeddings = root.get(_embeddings_path(model))
+    inputs, options = forward_arguments(model, encoded)
+    with torch.enable_grad(), root.trace(inputs, backend=model.backend(), **options):
+        found = nnsight.save(slopes(root, embeddings, layers, quantity, metric))
+    read, gradients, values = found
+    checked_values(values, len(encoded.input_ids), metric)
+    real = encoded.attention_mask.bool()
+    scored = [
+        per_layer(layer, read[layer.layer], gradients[layer.layer], real).double()
+        for layer in layers
+    ]
+    return torch.stack(scored, 1).numpy()
+
+
+def _embeddings_path(model: MoEModel) -> str:
+    module = model.nnsight._module
+    embeddings = module.get_input_embeddings()
+    return next(path for path, part in module.named_modules() if part is embeddings)
+
+
+def require_gradients(model: MoEModel) -> None:
+    """Refuse a model whose server lets no gradient through, before anything is sent.
+
+    Args:
+        model: The model.
+
+    Raises:
+        UnsupportedOnServerError: If its server runs blocks in a sandbox.
+    """
+    model.require_gradients("This score", "Use `sweep` or `ablation_effect`, which need none")
 
 
 def by_expert(

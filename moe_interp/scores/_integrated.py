@@ -2,16 +2,30 @@
 
 from collections.abc import Sequence
 
+import nnsight
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from moe_interp.capture import plan_batches
-from moe_interp.interventions import Metric, as_prompt_set, forward_arguments, metric_unit
+from moe_interp.interventions import (
+    Metric,
+    as_prompt_set,
+    checked_values,
+    forward_arguments,
+    metric_unit,
+)
 from moe_interp.models import MoELayer, MoEModel
+from moe_interp.models._traced_judge import slope_at
 from moe_interp.prompts import Encoded, PromptSet, tokenize
-from moe_interp.scores._gradients import by_expert, differentiable, metric_values, refuse_texts
+from moe_interp.scores._gradients import (
+    by_expert,
+    differentiable,
+    metric_values,
+    refuse_texts,
+    require_gradients,
+)
 from moe_interp.scores._scores import Scores
 
 
@@ -63,6 +77,7 @@ def integrated_attribution(
         ['L3E8', 'L3E9']
     """
     refuse_texts(metric)
+    require_gradients(model)
     if steps < 1:
         raise ValueError(f"`steps` must be at least 1, got {steps}.")
     asked = list(model.moe) if layers is None else list(layers)
@@ -92,6 +107,12 @@ def _slope(
     """Minus weight times slope where the layer's contributions are scaled by `alpha`."""
     root = model.nnsight
     inputs, options = forward_arguments(model, encoded)
+    if model.connection is not None:
+        with torch.enable_grad(), root.trace(inputs, backend=model.backend(), **options):
+            found = nnsight.save(slope_at(root, layer, alpha, metric))
+        index, weights, gradient, values = found
+        checked_values(values, len(encoded.input_ids), metric)
+        return by_expert(layer, index, -(weights * gradient).float())
     with torch.enable_grad(), root.trace(inputs, **options):
         index = layer.expert_index.save()
         weights = layer.routing_weights.detach().save()

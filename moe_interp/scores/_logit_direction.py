@@ -67,7 +67,7 @@ def logit_direction(
         inputs, options = forward_arguments(model, tokens.batch(chosen))
         root = model.nnsight
         norm = root.get(path)
-        with torch.no_grad(), root.trace(inputs, **options):
+        with torch.no_grad(), root.trace(inputs, backend=model.backend(), **options):
             before = norm.input[:, -1].save()
             after = norm.output[:, -1].save()
             logits = root.output.logits[:, -1].save()

@@ -18,7 +18,9 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from moe_interp.interventions import forward_arguments
+from moe_interp.metrics import LogitMetric
 from moe_interp.models import MoEModel
+from moe_interp.models._traced_judge import judge
 from moe_interp.prompts import Encoded
 from moe_interp.scores._sweep_anatomy import Anatomy, Reuse
 
@@ -30,7 +32,7 @@ class Captured:
     Attributes:
         encoded: The prompts, padded on the left.
         numbers: Which of all prompts they are.
-        logits: Next-token logits after each.
+        logits: Next-token logits after each; the metric of each, where a server made it of them.
         chosen: By layer, the experts chosen.
         hidden: By layer, what entered it; what left the last one counts as entering a next.
         n_outputs: How many values a decoder layer returns; 0 if it returns one tensor bare.
@@ -40,7 +42,7 @@ class Captured:
 
     encoded: Encoded
     numbers: Int[np.ndarray, " prompt"]
-    logits: Float[Tensor, "prompt d_vocab"]
+    logits: Float[Tensor, "prompt ..."]
     chosen: Mapping[int, Int[Tensor, "prompt pos top_k"]]
     hidden: Mapping[int, Tensor]
     n_outputs: int
@@ -65,6 +67,7 @@ def capture(
     places: Anatomy,
     reuse: Reuse,
     layers: Sequence[int],
+    metric: LogitMetric | None = None,
 ) -> Captured:
     """Run prompts untouched, and keep what is to be taken over.
 
@@ -75,6 +78,7 @@ def capture(
         places: Where the forward can be cut.
         reuse: What is to be taken over.
         layers: The layers at which experts will be taken away.
+        metric: What to make of the logits on the model's server, in their place.
 
     Returns:
         What was kept.
@@ -90,7 +94,7 @@ def capture(
     if reuse.own:
         enters |= {layer + 1 for layer in enters}
     numbered = range(len(stack)) if stack else list(sites)
-    with torch.no_grad(), root.trace(inputs, **options):
+    with torch.no_grad(), root.trace(inputs, backend=model.backend(), **options):
         hidden, chosen, n_outputs = {}, {}, 0
         for number in numbered:
             if number in enters:
@@ -104,6 +108,8 @@ def capture(
                 output = stack[number].output
                 hidden[number + 1] = output[0] if isinstance(output, tuple) else output
         logits = root.output.logits[:, -1].clone()
+        if metric is not None:
+            logits = judge(logits, metric)
         kept = nnsight.save(
             {"hidden": hidden, "chosen": chosen, "logits": logits, "n_outputs": n_outputs}
         )

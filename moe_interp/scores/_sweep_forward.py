@@ -15,8 +15,10 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from moe_interp.interventions import Batch, Edit, Intervention, forward_arguments
 from moe_interp.interventions._plan import EditTable, edit_table
+from moe_interp.metrics import LogitMetric
 from moe_interp.models import MoEModel
 from moe_interp.models._traced_edits import apply_edits
+from moe_interp.models._traced_judge import judge
 from moe_interp.models._traced_parts import prepare
 from moe_interp.scores._sweep_anatomy import Anatomy, Reuse
 from moe_interp.scores._sweep_capture import Captured
@@ -93,7 +95,8 @@ def run_rows(
     places: Anatomy,
     reuse: Reuse,
     own: OwnLayer | None = None,
-) -> Float[Tensor, "row d_vocab"]:
+    metric: LogitMetric | None = None,
+) -> Float[Tensor, "row ..."]:
     """Run rows in one forward.
 
     Args:
@@ -104,9 +107,10 @@ def run_rows(
         places: Where the forward can be cut.
         reuse: What to take over.
         own: What leaves the layer that is edited, if that has been computed.
+        metric: What to make of the logits on the model's server, in their place.
 
     Returns:
-        Next-token logits of each row.
+        Next-token logits of each row, or the metric.
     """
     longest = int(captured.lengths[rows.prompt].max())
     n_run = int(rows.length.max()) if reuse.positions else longest
@@ -137,7 +141,7 @@ def run_rows(
     sites = [model.moe[layer] for layer in sorted(table) if layer != cut]
     last = [] if cut is None else [model.moe[cut]]
     root = model.nnsight
-    with torch.no_grad(), root.trace(inputs, **options):
+    with torch.no_grad(), root.trace(inputs, backend=model.backend(), **options):
         for envoy in below:
             envoy.skip(given)
         apply_edits(sites, table)
@@ -146,7 +150,10 @@ def run_rows(
             # What the block returns for one token is added to all of them; only the last counts.
             site.block.input = site.block.input[:, -1:]
         apply_edits(last, table)
-        logits = root.output.logits[:, -1].clone().save()
+        logits = root.output.logits[:, -1].clone()
+        if metric is not None:
+            logits = judge(logits, metric)
+        logits = logits.save()
     return logits  # noqa: RET504  A name that the block binds; the block itself cannot return.
 
 

@@ -16,6 +16,7 @@ from moe_interp.interventions import (
     Metric,
     Mode,
     checked_values,
+    judged_there,
     measure_many,
 )
 from moe_interp.models import MoEModel
@@ -63,6 +64,7 @@ class LogitJob:
         self.chunks = _chunks(model, tokens, batch_size)
         self.places = anatomy(model)
         self.reuse = Reuse()
+        self.there = metric if judged_there(model, metric) else None
         self._captured: tuple[int, Captured, Float[ndarray, " chunk"]] | None = None
 
     def prepare(self, notes: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -74,6 +76,8 @@ class LogitJob:
         Returns:
             What may be taken over, and in words what may not.
         """
+        if self.model.connection is not None:
+            return {**vars(self.reuse), "not_taken_over": "what layers hold stays on the server"}
         if not notes:
             self.reuse, why = settle_reuse(self.model, self.tokens, self.interventions, self.places)
             return {**vars(self.reuse), "not_taken_over": why}
@@ -110,7 +114,14 @@ class LogitJob:
                 may_cut=self.reuse.positions,
             ):
                 logits = run_rows(
-                    self.model, captured, interventions, some, self.places, self.reuse, own
+                    self.model,
+                    captured,
+                    interventions,
+                    some,
+                    self.places,
+                    self.reuse,
+                    own,
+                    self.there,
                 )
                 values = self._judged(logits, captured, some, interventions)
                 effects[some.prompt, ids[some.recipe]] = values - baseline[some.prompt]
@@ -132,6 +143,7 @@ class LogitJob:
                 self.places,
                 self.reuse,
                 list(self.interventions),
+                self.there,
             )
             places = np.arange(len(numbers))
             untouched = Rows(0, np.full(len(numbers), -1), places, captured.lengths)
@@ -141,13 +153,13 @@ class LogitJob:
 
     def _judged(
         self,
-        logits: Float[Tensor, "row d_vocab"],
+        logits: Float[Tensor, "row ..."],
         captured: Captured,
         rows: Rows,
         interventions: Sequence[Intervention],
     ) -> Float[ndarray, " row"]:
         """The metric of each row, whose logits must be numbers."""
-        broken = logits.isnan().any(-1).nonzero().flatten().tolist()
+        broken = logits.isnan().reshape(len(logits), -1).any(-1).nonzero().flatten().tolist()
         if broken:
             prompt = self.prompts.ids[captured.numbers[rows.prompt[broken[0]]]]
             recipe = rows.recipe[broken[0]]
@@ -157,6 +169,8 @@ class LogitJob:
                 f"{len(broken)} of {len(logits)} rows of its batch. Check the model's weights and "
                 "dtype; half precision may overflow."
             )
+        if self.there is not None:
+            return logits.double().cpu().numpy()
         with torch.no_grad():
             values = checked_values(self.metric(logits), len(logits), self.metric)
         return values.double().cpu().numpy()

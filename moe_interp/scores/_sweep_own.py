@@ -137,7 +137,7 @@ def _without(
     inputs, options = forward_arguments(model, captured.encoded)
     n_outputs = captured.n_outputs
     given = (entering, *([None] * (n_outputs - 1))) if n_outputs else entering
-    with torch.no_grad(), root.trace(inputs, **options):
+    with torch.no_grad(), root.trace(inputs, backend=model.backend(), **options):
         for envoy in stack[:layer]:
             envoy.skip(given)
         apply_edits([site], table)

@@ -10,7 +10,7 @@ import moe_interp.models
 FILES = sorted(Path(moe_interp.models.__file__).parent.glob("_traced*.py"))
 files = pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 # What a server surely has; jaxtyping and collections.abc serve quoted annotations only.
-ALLOWED = {"torch", "math", "typing", "nnsight", "jaxtyping", "collections"}
+ALLOWED = {"torch", "numpy", "math", "typing", "nnsight", "jaxtyping", "collections"}
 
 
 def nodes(file, *kinds):
