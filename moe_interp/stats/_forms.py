@@ -1,4 +1,4 @@
-r"""Sums of squares and their expectation over all relabellings, without relabelling.
+r"""Sums of squares, their expectation over all relabellings, and what is left of them.
 
 Each quantity is a quadratic form in the points, :math:`\sum_r w_r \lVert b_r^\top Y\rVert^2`,
 whose rows and weights depend on the design alone. Permutation null expectations have this form
@@ -6,6 +6,13 @@ too: a sign flip keeps the units' own squares and loses the products between uni
 permutation keeps the mean label and the scatter of the units within their stratum. Few rows run
 over all prompts; the others are sums over one unit, whose squared lengths do not change when
 other units are left out, so that the jackknife reuses them.
+
+A factor's *signal* is its sum of squares less that expectation, and is 0 on average if the factor
+does nothing. If it does something, the expectation holds part of that too, :math:`\lambda`: 1 / n
+of it where n units are flipped. The rest is therefore divided by :math:`1 - \lambda`, for harm
+within topics topic by topic; with one factor and single prompts, signal over total is the
+adjusted :math:`R^2` of Ezekiel (1930). Harm that differs by topic is in the expectations of harm
+and of topic as well, and is added back.
 """
 
 from dataclasses import dataclass
@@ -20,7 +27,13 @@ from scipy.sparse import csr_array
 from moe_interp.stats._design import Design
 from moe_interp.stats._schemes import Exchange
 
-QUANTITIES = ("total", "topic", "harm", "nested", "null_topic", "null_harm", "null_nested")
+_FACTORS = ("topic", "harm", "nested")
+QUANTITIES = (
+    "total",
+    *_FACTORS,
+    *(f"null_{factor}" for factor in _FACTORS),
+    *(f"signal_{factor}" for factor in _FACTORS),
+)
 _RANK_TOLERANCE = 1e-9
 
 
@@ -51,14 +64,7 @@ class SumsOfSquares:
         self._design = design
         self._points = rearrange(points, "prompt layer expert -> prompt (layer expert)")
         self._n_layers = points.shape[1]
-        units, signs = term_units(design), term_signs(design)
-        self._terms = np.concatenate(
-            [self._squares(unit, weight) for unit, weight in zip(units, signs, strict=True)]
-        )
-
-    def _squares(self, unit: Int[ndarray, " prompt"], signs: Float[ndarray, " prompt"]) -> ndarray:
-        member = csr_array((signs, (unit, np.arange(len(unit)))))
-        return self._by_layer(member @ self._points)
+        self._terms = self._by_layer(_term_sums(design, self._points))
 
     def _by_layer(self, sums: Float[ndarray, "row feature"]) -> Float[ndarray, "row layer"]:
         return reduce(
@@ -98,7 +104,95 @@ def contrasts(design: Design, keep: Bool[ndarray, " prompt"] | None = None) -> C
     forms.add_terms("total", 0, keep)
     _add_harm(forms, design, keep)
     _add_topic(forms, design, keep)
-    return forms.collected()
+    return _with_signals(forms.collected(), design, keep)
+
+
+def _with_signals(part: Contrasts, design: Design, keep: Bool[ndarray, " prompt"]) -> Contrasts:
+    """Add what relabelling leaves of each factor, made up for what it takes of a true effect."""
+    columns, within = topic_rows(design, keep)[1], harm_rows(design, keep)
+    main = within.sum(axis=0, keepdims=True)
+    topic, harm, nested = (_Response(part, design, own) for own in (columns, main, within))
+    sizes = nested.of("nested")
+    scale = _scales(sizes, sizes - nested.of("null_nested"))
+    _add_signal(part, "nested", *_scales_within_topics(part, design, scale))
+    # What relabelling harm takes of harm itself, and of its differences between topics.
+    own = float((harm.of("null_harm") / harm.of("harm"))[0])
+    used = sizes > 0
+    every = float((nested.of("null_harm")[used] / sizes[used]).sum())
+    differing = (every - own) / max(used.sum() - 1, 1)
+    _add_signal(part, "harm", _scale(1 - own + differing), nested=differing)
+    # What relabelling topics takes of topic, and of those differences.
+    own = float(topic.of("null_topic").sum() / topic.of("topic").sum())
+    every = float((nested.of("null_topic")[used] / sizes[used]).sum())
+    differing = every / max(used.sum() - 1, 1)
+    _add_signal(part, "topic", _scale(1 - own), nested=differing, harm=-differing)
+    return part
+
+
+class _Response:
+    """The quantities of routing that shows one effect and nothing else, effect by effect."""
+
+    def __init__(
+        self, part: Contrasts, design: Design, effects: Float[ndarray, "effect prompt"]
+    ) -> None:
+        self._part = part
+        self._rows = (part.rows @ effects.T) ** 2
+        self._terms = _term_sums(design, effects.T) ** 2
+
+    def of(self, quantity: str) -> Float[ndarray, " effect"]:
+        place = QUANTITIES.index(quantity)
+        return self._part.weights[place] @ self._rows + self._part.terms[place] @ self._terms
+
+
+def _add_signal(
+    part: Contrasts,
+    factor: str,
+    of_row: float | Float[ndarray, " row"],
+    of_term: float | Float[ndarray, " term"] | None = None,
+    **others: float,
+) -> None:
+    """Weigh what is left of a factor, and parts of other signals, as the factor's signal."""
+    place = {name: number for number, name in enumerate(QUANTITIES)}
+    of_term = of_row if of_term is None else of_term
+    for held, scale in ((part.weights, of_row), (part.terms, of_term)):
+        left = held[place[factor]] - held[place[f"null_{factor}"]]
+        for other, share in others.items():
+            left = left + share * held[place[f"signal_{other}"]]
+        held[place[f"signal_{factor}"]] = left * scale
+
+
+def _scales_within_topics(
+    part: Contrasts, design: Design, scale: Float[ndarray, " topic"]
+) -> tuple[Float[ndarray, " row"], Float[ndarray, " term"]]:
+    """The topic's scale for rows and terms that lie within one; the others weigh nothing."""
+    terms = [design.topic[np.unique(unit, return_index=True)[1]] for unit in term_units(design)]
+    rows = design.topic[np.argmax(part.rows != 0, axis=1)]
+    return scale[rows], scale[np.concatenate(terms)]
+
+
+def _scales(
+    size: Float[ndarray, " part"], left: Float[ndarray, " part"]
+) -> Float[ndarray, " part"]:
+    """Size over what is left of it; 0 for parts of which nothing is, NaN if so for all."""
+    known = left > _RANK_TOLERANCE * size
+    if not known.any():
+        return np.full_like(size, np.nan)
+    return np.divide(size, left, out=np.zeros_like(size), where=known)
+
+
+def _scale(left: float) -> float:
+    return 1 / left if left > _RANK_TOLERANCE else float("nan")
+
+
+def _term_sums(
+    design: Design, points: Float[ndarray, "prompt column"]
+) -> Float[ndarray, "term column"]:
+    return np.concatenate(
+        [
+            csr_array((signs, (unit, np.arange(len(unit))))) @ points
+            for unit, signs in zip(term_units(design), term_signs(design), strict=True)
+        ]
+    )
 
 
 def term_units(design: Design) -> list[Int[ndarray, " prompt"]]:

@@ -273,8 +273,7 @@ class _Population:
         self._apart = features - cells @ (
             (cells.T @ features) / np.maximum(cells.sum(axis=0), 1)[:, None]
         )
-        effects = sums["nested"] - sums["null_nested"]
-        room = float((sums["total"] - effects - sums["null_harm"]).sum())
+        room = float((sums["total"] - sums["signal_nested"]).sum())
         self._room = max(room, 0.0) / design.n_prompts
         exchange = design.exchange
         # Units are drawn among those that have the same topics and, if permuted, the same label.

@@ -1,11 +1,12 @@
 r"""How much of the routing follows topic, harm, and harm that differs by topic.
 
 A raw share of variance favours the factor with more levels and depends on which prompts are
-exchangeable. The share used here takes off what relabelling alone would give:
+exchangeable. The share used here takes off what relabelling alone would give,
 
-.. math:: (SS - E_\text{perm} SS) / (SS_\text{total} - E_\text{perm} SS)
+.. math:: (SS - E_\text{perm} SS) / (1 - \lambda) / SS_\text{total}
 
-with the expectation in closed form for every exchange scheme. It is 0 on average when the
+with the expectation in closed form for every exchange scheme, and makes up for the part
+:math:`\lambda` of a true effect that goes with it (see `_forms`). It is 0 on average when the
 factor does nothing, whatever its number of levels, and may therefore be slightly negative.
 """
 
@@ -282,22 +283,20 @@ def _shares(sums: dict[str, Float[ndarray, "*draws layer"]]) -> dict[str, ndarra
         name: np.concatenate([values, values.sum(axis=-1, keepdims=True)], axis=-1)
         for name, values in sums.items()
     }
-    null_interaction = rows["null_nested"] - rows["null_harm"]
-    return {
-        "topic": _share(rows["topic"], rows["null_topic"], rows["total"]),
-        "harm": _share(rows["harm"], rows["null_harm"], rows["total"]),
-        "interaction": _share(rows["nested"] - rows["harm"], null_interaction, rows["total"]),
-        "harm_total": _share(rows["nested"], rows["null_nested"], rows["total"]),
+    signals = {
+        "topic": rows["signal_topic"],
+        "harm": rows["signal_harm"],
+        "interaction": rows["signal_nested"] - rows["signal_harm"],
+        "harm_total": rows["signal_nested"],
     }
+    return {name: _share(signal, rows["total"]) for name, signal in signals.items()}
 
 
 def _share(
-    observed: Float[ndarray, "*rows"], null: Float[ndarray, "*rows"], total: Float[ndarray, "*rows"]
+    signal: Float[ndarray, "*rows"], total: Float[ndarray, "*rows"]
 ) -> Float[ndarray, "*rows"]:
-    room = total - null
-    # With few prompts relabelling may account for everything; nothing is left to share then.
-    defined = (total > _CONSTANT) & (room > _CONSTANT * np.maximum(total, 1.0))
-    return np.divide(observed - null, room, out=np.full_like(room, np.nan), where=defined)
+    # With few prompts relabelling may account for everything; no signal is defined then.
+    return np.divide(signal, total, out=np.full_like(total, np.nan), where=total > _CONSTANT)
 
 
 def _sums(

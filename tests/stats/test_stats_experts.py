@@ -133,6 +133,116 @@ def test_adjusted_p_of_permuted_labels_is_that_of_a_loop(simulate, rng):
     assert np.allclose(found.p_adjusted, (1 + reached) / 61)
 
 
+def profile_of_lengths(simulate, scheme, rng, *, top_k=2, spread=1.0):
+    """Counts of rare and of frequent experts, harmful prompts a third as long."""
+    labels = simulate.labels(scheme, n_topics=2, n_wordings=4)
+    tokens = np.where(labels.harm, 8, 24) + rng.integers(0, 3, size=labels.n)
+    odds = np.array([0.35, 0.3, 0.2, 0.1, 0.04, 0.01]) / spread
+    counts = rng.binomial(tokens[:, None, None], odds * top_k, size=(labels.n, 1, 6))
+    counts[..., 0] += tokens[:, None] * top_k - counts.sum(axis=-1)
+    counts = np.clip(counts, 0, tokens[:, None, None])
+    counts[..., 1] += tokens[:, None] * top_k - counts.sum(axis=-1)
+    slots = top_k * tokens
+    return RoutingProfile(
+        shares=counts / slots[:, None, None],
+        layers=(0,),
+        span="user",
+        topic=labels.topic,
+        harm=labels.harm,
+        pair=labels.pair,
+        wording=labels.wording,
+        n_slots=slots,
+        top_k=top_k,
+    )
+
+
+def drawing_variances(profile):
+    """Variance of each share if tokens were drawn at their topic's rates."""
+    found, n_rows = np.zeros(profile.shares[:, 0].shape), profile.n_prompts
+    seen = drawn = 0.0
+    for row in range(n_rows):
+        alike = profile.topic == profile.topic[row]
+        slots = profile.n_slots[alike, None]
+        rates = (slots * profile.shares[alike, 0]).sum(axis=0) / slots.sum()
+        tokens = profile.n_slots[row] / profile.top_k
+        chosen = profile.top_k * rates
+        found[row] = np.maximum(chosen * (1 - chosen), 0) / tokens / profile.top_k**2
+        seen += ((profile.shares[row, 0] - rates) ** 2).sum()
+        drawn += found[row].sum()
+    return found * min(seen / drawn, 1)
+
+
+def test_spread_of_pairs_of_different_lengths_is_at_least_that_of_drawing_tokens(simulate, rng):
+    profile = profile_of_lengths(simulate, "pair", rng)
+    found = expert_tests(profile, n_resamples=9999, rng=rng)
+    apart = pair_differences(profile)[:, 0]
+    variance = drawing_variances(profile)
+    least = sum(variance[profile.pair == pair].sum(axis=0) for pair in set(profile.pair))
+    square = np.maximum((apart**2).sum(axis=0), least)
+    assert (least > (apart**2).sum(axis=0)).any()
+    assert np.allclose(found.statistic[0], apart.sum(axis=0) / np.sqrt(square))
+    signs = np.array(list(product((-1, 1), repeat=len(apart))))
+    largest = np.abs(signs @ apart / np.sqrt(square)).max(axis=1)
+    reached = (largest[:, None] >= np.abs(found.statistic[0]) - 1e-9).mean(axis=0)
+    assert np.allclose(found.p_adjusted[0], reached)
+
+
+def test_spread_of_permuted_prompts_is_at_least_that_of_drawing_tokens(simulate, rng):
+    profile = profile_of_lengths(simulate, "within_topic", rng)
+    found = expert_tests(profile, n_resamples=40, rng=np.random.default_rng(1))
+    exchange = make_design(profile, "auto", need_topics=True).exchange
+    variance = drawing_variances(profile)
+
+    def score(label):
+        contrast, square, least = np.zeros(6), np.zeros(6), np.zeros(6)
+        for topic in ("topic0", "topic1"):
+            own = profile.topic == topic
+            weight = 2.0 * (label[own] - label[own].mean())[:, None]
+            apart = profile.shares[own, 0] - profile.shares[own, 0].mean(axis=0)
+            contrast += (weight * apart).sum(axis=0)
+            square += (weight**2 * apart**2).sum(axis=0) * own.sum() / (own.sum() - 1)
+            least += (weight**2 * variance[own]).sum(axis=0)
+        return contrast / np.sqrt(np.maximum(square, least))
+
+    drawn = next(draw_labels(exchange, 40, np.random.default_rng(1), width=18))
+    largest = np.array([np.abs(score(label[exchange.unit])).max() for label in drawn])
+    expected = score(profile.harm.astype(int))
+    assert np.allclose(found.statistic[0], expected)
+    reached = (largest[:, None] >= np.abs(expected) - 1e-9).sum(axis=0)
+    assert np.allclose(found.p_adjusted[0], (1 + reached) / 41)
+
+
+def test_a_rare_expert_that_short_prompts_happen_to_miss_is_no_discovery(rng):
+    slots = np.where(np.arange(120) % 4 == 0, 10, 40)
+    rare = np.where(slots == 40, np.arange(120) % 3 == 0, 0)
+    others = rng.multinomial(slots - rare, [0.5, 0.3, 0.2])
+    profile = RoutingProfile(
+        shares=np.column_stack([rare, others])[:, None] / slots[:, None, None],
+        layers=(0,),
+        span="user",
+        topic=["a"] * 60 + ["b"] * 60,
+        harm=slots == 10,
+        n_slots=slots,
+    )
+    found = expert_tests(profile, n_resamples=999, rng=rng)
+    alike = expert_tests(
+        RoutingProfile(**{**vars(profile), "n_slots": None}), n_resamples=999, rng=rng
+    )
+    # None of 300 slots where 2.5 are expected: as good as one in 12 by chance.
+    assert found.p[0, 0] > 0.05
+    assert alike.p[0, 0] < 1e-3
+
+
+def test_lengths_do_not_matter_where_they_are_equal(simulate, scheme, rng):
+    profile = profile_under(simulate, scheme, rng, harm=0.3)
+    same = RoutingProfile(**{**vars(profile), "n_slots": np.full(profile.n_prompts, 40)})
+    ours, theirs = (
+        expert_tests(own, n_resamples=19, rng=np.random.default_rng(0), alpha=0.1)
+        for own in (profile, same)
+    )
+    assert np.array_equal(ours.statistic, theirs.statistic)
+
+
 def test_statistic_has_unit_spread_under_relabelling(simulate, scheme, rng):
     # The same shares under labels drawn anew by the scheme itself; topics are kept.
     labels = simulate.labels(scheme, n_wordings=6)

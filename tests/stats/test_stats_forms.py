@@ -119,6 +119,34 @@ def test_topic_expectation_is_the_mean_over_every_relabelling(simulate, scheme, 
     assert np.isclose(found["null_topic"].sum(), np.mean(values))
 
 
+def test_signals_of_pairs_are_differences_less_their_own_scatter(simulate, rng):
+    """Unbiased whatever harm does: the scatter is that within topics."""
+    labels = simulate.labels("pair", n_topics=3, n_wordings=5)
+    profile = simulate.profile(labels, simulate.shares(labels, rng, harm=0.7, by_topic=0.7))
+    design = make_design(profile, "pair", need_topics=True)
+    points = design.embed(profile)
+    found = SumsOfSquares(design, points)()
+    apart = np.zeros((15, *points.shape[1:]))
+    np.add.at(apart, design.exchange.unit, design.harm[:, None, None] * points / np.sqrt(2))
+    topic = design.topic[np.unique(design.exchange.unit, return_index=True)[1]]
+    nested, noise = 0.0, 0.0
+    for own in (apart[topic == t] for t in range(3)):
+        scatter = own.var(axis=0, ddof=1).sum(axis=-1)
+        nested += 5 * (own.mean(axis=0) ** 2).sum(axis=-1) - scatter
+        noise += scatter / 3
+    assert found["signal_nested"] == pytest.approx(nested)
+    main = 15 * (apart.mean(axis=0) ** 2).sum(axis=-1)
+    assert found["signal_harm"] == pytest.approx(main - noise)
+
+
+def test_no_signal_is_defined_where_relabelling_takes_everything(simulate, rng):
+    labels = simulate.labels("pair", n_topics=3, n_wordings=1)
+    profile = simulate.profile(labels, simulate.shares(labels, rng, harm=0.7))
+    design = make_design(profile, "pair", need_topics=True)
+    found = SumsOfSquares(design, design.embed(profile))()
+    assert np.isnan(found["signal_nested"]).all()
+
+
 def test_expectations_of_a_part_are_those_of_that_part_alone(simulate, scheme, rng):
     labels = simulate.labels(scheme, n_wordings=6)
     profile = simulate.profile(labels, simulate.shares(labels, rng))

@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 
 from moe_interp.stats import RoutingProfile, routing_shares
-from moe_interp.stats._design import make_design
-from moe_interp.stats._forms import SumsOfSquares
 
 FACTORS = ("topic", "harm", "interaction", "harm_total")
 
@@ -45,15 +43,36 @@ def test_finds_topic_harm_and_harm_by_topic_where_they_are(simulate, scheme, rng
     assert np.isclose(by_topic.pooled("harm_total")[0], total, atol=0.05)
 
 
-def test_a_share_is_of_what_relabelling_leaves_over(simulate, scheme, rng):
-    profile = profile_under(simulate, scheme, rng, harm=0.3)
-    design = make_design(profile, scheme, need_topics=True)
-    sums = {name: own.sum() for name, own in SumsOfSquares(design, design.embed(profile))().items()}
-    shares = routing_shares(profile)
-    for factor, name in (("topic", "topic"), ("harm", "harm"), ("harm_total", "nested")):
-        null = sums[f"null_{name}"]
-        expected = (sums[name] - null) / (sums["total"] - null)
-        assert np.isclose(shares.pooled(factor)[0], expected), factor
+@pytest.mark.parametrize("factor", ["topic", "harm", "interaction"])
+def test_routing_that_shows_one_factor_and_nothing_else_is_its_whole(simulate, scheme, factor):
+    labels = simulate.labels(scheme, n_topics=2, n_wordings=4)
+    topic, harm = np.array(labels.topic) == "topic1", np.array(labels.harm)
+    chosen = {"topic": topic, "harm": harm, "interaction": topic ^ harm}[factor].astype(int)
+    shares = routing_shares(simulate.profile(labels, np.eye(6)[chosen][:, None])).shares
+    found = {name: float(own[0]) for name, own in shares.items()}
+    expected = {name: float(name == factor) for name in found}
+    expected["harm_total"] = float(factor != "topic")
+    assert found == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_share_is_on_average_that_of_very_many_prompts(simulate, scheme, rng):
+    """Few units and large effects, of which relabelling takes a good part."""
+    few, many = (simulate.labels(scheme, n_topics=2, n_wordings=n) for n in (5, 150))
+    topic, main, by_topic = 0.5 * rng.normal(size=(3, 1, 1, 6))
+
+    def drawn(labels):
+        side = np.where(labels.harm, 1.0, -1.0)[:, None, None]
+        which = np.where(np.array(labels.topic) == "topic1", 1.0, -1.0)[:, None, None]
+        odds = np.exp(which * topic + side * main + side * which * by_topic)
+        odds = odds * simulate.shares(labels, rng, topic=0.0, n_layers=1, noise=0.3, pair=0.3)
+        return simulate.profile(labels, odds / odds.sum(axis=2, keepdims=True))
+
+    truth = routing_shares(drawn(many))
+    found = [routing_shares(drawn(few)) for _ in range(60)]
+    for factor in FACTORS:
+        values = np.array([own.pooled(factor)[0] for own in found])
+        error = values.std() / np.sqrt(len(values))
+        assert abs(values.mean() - truth.pooled(factor)[0]) < 4 * error + 0.005, factor
 
 
 def test_replicates_are_the_shares_with_one_unit_left_out(simulate, scheme, rng):
