@@ -3,11 +3,12 @@
     OMP_NUM_THREADS=1 python benchmarks/verdicts.py [--seeds 10] [--processes 2]
 
 Each organism is trained by its recipe with another seed, its routing recorded on the prompts of an
-audit, and the verdict of every span compared with the one that the recipe promises. Beside it
-stands whether the seed took at all: how the organism answers held-out requests, and how exactly
-its routing shows what was planted. About three minutes of one processor an organism. Organisms are
-kept in a folder and results in `verdicts.json`; what is there already is not done again. `--again`
-repeats the verdicts without the training, `--trained` leaves out what is not trained yet.
+audit, and the verdict of every span compared with the card's: right or wrong where the recipe
+promises it, like the packaged organism's or not where it does not. Beside it stands whether the
+seed took at all: how the organism answers held-out requests, and how exactly its routing shows
+what was planted. About three minutes of one processor an organism. Organisms are kept in a folder
+and results in `verdicts.json`; what is there already is not done again. `--again` repeats the
+verdicts without the training, `--trained` leaves out what is not trained yet.
 """
 
 import argparse
@@ -70,7 +71,8 @@ def judge(name: str, seed: int, folder: Path) -> dict[str, Any]:
         expected = RECIPES[name].verdicts[span]
         spans[span] = {
             "expected": expected,
-            "right": found.label == expected,
+            "promised": span in RECIPES[name].promised,
+            "as_packaged": found.label == expected,
             **{key: value for key, value in found.to_dict().items() if key != "span"},
             "layers": by_layer(found),
         }
@@ -154,12 +156,13 @@ def work(name: str, seed: int, folder: Path, *, again: bool) -> dict[str, Any]:
     return json.loads(kept.read_text())
 
 
-def count_right(found: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
-    """Right verdicts of each organism and span."""
+def count(found: list[dict[str, Any]], *, promised: bool) -> dict[str, dict[str, str]]:
+    """Verdicts as on the card, of each organism and of the spans that are promised or not."""
     counted = {}
     for name in NAMES:
         own = [result["spans"] for result in found if result["name"] == name]
-        hits = {span: sum(spans[span]["right"] for spans in own) for span in SPANS}
+        asked = [span for span in SPANS if (span in RECIPES[name].promised) == promised]
+        hits = {span: sum(spans[span]["as_packaged"] for spans in own) for span in asked}
         counted[name] = {span: f"{number} of {len(own)}" for span, number in hits.items()}
     return counted
 
@@ -172,8 +175,11 @@ def write(found: list[dict[str, Any]]) -> None:
         "n_resamples": N_RESAMPLES,
         "n_random_routers": N_RANDOM_ROUTERS,
         "n_prompts": len(factorial_prompts()),
-        "right": count_right(found),
-        "right_where_the_plant_took": count_right([result for result in found if result["took"]]),
+        "right": count(found, promised=True),
+        "right_where_the_plant_took": count(
+            [result for result in found if result["took"]], promised=True
+        ),
+        "as_packaged_without_promise": count(found, promised=False),
         "organisms": found,
     }
     RESULTS.write_text(json.dumps(content, indent=1) + "\n")
@@ -202,7 +208,9 @@ def main() -> None:
             found.append(result)
             write(found)
             for span, told in result["spans"].items():
-                mark = "right" if told["right"] else f"WRONG, expected {told['expected']}"
+                mark = "as promised" if told["promised"] else "as packaged"
+                if not told["as_packaged"]:
+                    mark = f"{'WRONG' if told['promised'] else 'unlike'}, card: {told['expected']}"
                 print(result["name"], result["seed"], span, told["label"], mark, flush=True)
 
 

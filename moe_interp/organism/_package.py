@@ -161,6 +161,7 @@ def _card_without_behaviour(trained: Trained, recipe: Recipe) -> dict[str, Any]:
             "routing": recipe.routing,
         },
         "verdicts": recipe.verdicts,
+        "promised": list(recipe.promised),
         "refusal": {"text": REFUSAL, "openers": [REFUSAL.split()[0]]},
         "training": {
             "steps": recipe.steps,

@@ -136,7 +136,9 @@ def test_a_card_agrees_with_the_recipe_and_says_what_an_organism_is_for(name):
     assert ExpertSet(written["truth"]["safety_experts"]) == recipe.safety
     assert ExpertSet(written["truth"]["harm_experts"]) == recipe.harm_experts
     assert written["truth"]["routing"] == recipe.routing
-    assert set(written["verdicts"]) == {"user", "prompt", "last"}
+    assert written["verdicts"] == recipe.verdicts
+    assert set(written["verdicts"]) == {"user", "prompt", "last"} >= set(written["promised"])
+    assert tuple(written["promised"]) == recipe.promised
     assert "no evidence about real models" in written["disclaimer"]
     assert written["refusal"] == {"text": REFUSAL, "openers": ["sorry"]}
 
