@@ -1,6 +1,7 @@
 """Studies: the analyses of papers, each with the control that the paper lacked."""
 
 from moe_interp.studies._causal import Arm
+from moe_interp.studies._mesa2026 import mesa2026
 from moe_interp.studies._olmoe2024 import olmoe2024
 from moe_interp.studies._registry import STUDIES, find_study, study_table
 from moe_interp.studies._result import StudyResult, check_folder
@@ -17,6 +18,7 @@ __all__ = [
     "StudyResult",
     "check_folder",
     "find_study",
+    "mesa2026",
     "olmoe2024",
     "routescan2026",
     "safex2025",

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from moe_interp.errors import MoEInterpError
 from moe_interp.studies import (
+    _mesa2026,
     _olmoe2024,
     _routescan2026,
     _safex2025,
@@ -18,7 +19,14 @@ if TYPE_CHECKING:
 #: Every study by name.
 STUDIES: dict[str, Study] = {
     module.STUDY.name: module.STUDY
-    for module in (_siddiky2026, _safex2025, _steermoe2025, _olmoe2024, _routescan2026)
+    for module in (
+        _siddiky2026,
+        _safex2025,
+        _steermoe2025,
+        _olmoe2024,
+        _mesa2026,
+        _routescan2026,
+    )
 }
 
 
