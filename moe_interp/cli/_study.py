@@ -1,5 +1,6 @@
 """`moe-interp study`: a paper's analysis on one's own model and prompts."""
 
+import inspect
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,10 @@ def study(
         typer.Option("--prompts", "-p", help="A file of prompts, or the name of a set."),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The folder to write to.")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", help="The first of two checkpoints, for studies that compare two."),
+    ] = None,
     seed: Seed = 0,
     list_them: Annotated[
         bool, typer.Option("--list", help="List the studies with paper, claim and formulas.")
@@ -52,6 +57,8 @@ def study(
         raise ValueError(
             f"A study needs {', '.join(missing)}. `moe-interp study --list` names the studies."
         )
+    if base is not None and "base" not in inspect.signature(chosen.run).parameters:
+        raise ValueError(f"The study {name!r} is about one checkpoint: leave --base out.")
     check_folder(out, force=force)
 
     from moe_interp.cli._open import open_model
@@ -59,7 +66,12 @@ def study(
 
     loaded = load_prompts(prompts)
     opened = open_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-    result = chosen.run(opened, loaded, rng=np.random.default_rng(seed))
+    options = {}
+    if base is not None:
+        options["base"] = open_model(
+            base, device=device, dtype=dtype, trust_remote_code=trust_remote_code
+        )
+    result = chosen.run(opened, loaded, rng=np.random.default_rng(seed), **options)
     result.write(out, force=force)
     console.print(result.summary(), markup=False)
     console.print(f"\nopen {out / 'report.html'}", markup=False)

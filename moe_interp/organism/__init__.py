@@ -11,6 +11,7 @@ from moe_interp.organism._package import (
     organism_path,
     restore_base_experts,
 )
+from moe_interp.organism._paraphrase import paraphrases
 from moe_interp.organism._prompts import factorial_prompts
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "factorial_prompts",
     "load_organism",
     "organism_path",
+    "paraphrases",
     "restore_base_experts",
 ]

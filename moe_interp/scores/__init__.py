@@ -16,7 +16,7 @@ from moe_interp.scores._logit_direction import logit_direction
 from moe_interp.scores._mesa import MesaSelection, mesa_select
 from moe_interp.scores._null import matched_null
 from moe_interp.scores._null_result import MatchedNull
-from moe_interp.scores._off_target import off_target
+from moe_interp.scores._off_target import compare_answers, off_target
 from moe_interp.scores._routing import (
     mean_router_prob,
     mean_routing_weight,
@@ -49,6 +49,7 @@ __all__ = [
     "ablation_effect",
     "attribution",
     "compare",
+    "compare_answers",
     "contrast_parts",
     "contrastive_sensitivity",
     "direction_attribution",

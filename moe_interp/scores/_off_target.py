@@ -10,6 +10,7 @@ from moe_interp.errors import DesignError
 from moe_interp.interventions import (
     Intervention,
     Metric,
+    RunResult,
     as_prompt_set,
     as_recipe,
     measure,
@@ -154,23 +155,48 @@ def _of_answers(
     refusal: TextMetric,
     max_new_tokens: int,
     batch_size: int | str,
-) -> list[SideEffect]:
+) -> tuple[SideEffect, ...]:
     before, after = (
         run(model, prompts, change, max_new_tokens=max_new_tokens, batch_size=batch_size)
         for change in ((), recipe)
     )
-    refused = np.stack([refusal.of_texts(one.texts) for one in (before, after)])
+    return compare_answers(before, after, refusal=refusal)
+
+
+def compare_answers(
+    before: RunResult, after: RunResult, *, refusal: TextMetric | None = None
+) -> tuple[SideEffect, ...]:
+    """Compare the answers of two models, or of one with and without a change, prompt by prompt.
+
+    Args:
+        before: The answers of the first to harmless prompts.
+        after: Those of the second to the same prompts.
+        refusal: What judges whether an answer is a refusal; `RefusalRate()` if not given.
+
+    Returns:
+        Over-refusal, answers changed and distinct-1, as in `off_target`.
+
+    Raises:
+        DesignError: If the prompts differ, some are labelled harmful, or there are no texts.
+    """
+    if before.prompts != after.prompts:
+        raise DesignError("`before` and `after` answer other prompts; run both on the same.")
+    if before.tokens is None or after.tokens is None:
+        raise DesignError("There are no texts to compare: run with `max_new_tokens` above 0.")
+    _harmless(before.prompts)
+    judge = refusal or RefusalRate()
+    refused = np.stack([judge.of_texts(one.texts) for one in (before, after)])
     differ = [old != new for old, new in zip(before.tokens, after.tokens, strict=True)]
-    changed = np.stack([np.zeros(len(prompts)), np.array(differ, dtype=float)])
+    changed = np.stack([np.zeros(len(differ)), np.array(differ, dtype=float)])
     distinct = np.array(
         [[len(set(row)) / len(row) for row in one.tokens] for one in (before, after)]
     )
     share = "fraction of prompts"
-    return [
+    return (
         _beside("over_refusal", share, BENIGN, refused),
         _beside("answers_changed", share, BENIGN, changed),
         _beside("distinct_1", "fraction of an answer's tokens", BENIGN, distinct),
-    ]
+    )
 
 
 def _beside(

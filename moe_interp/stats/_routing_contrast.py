@@ -115,8 +115,9 @@ class RoutingContrast:
             measure: ``"js_nats"``, ``"js_bits"`` or ``"overlap"``.
 
         Returns:
-            The ratio with the ends of its 95 % jackknife interval over the units of both; NaN if
-            the other's mean is 0.
+            The ratio with the ends of its 95 % jackknife interval over the units of both, taken on
+            the log scale, or on the plain one if the first mean is 0 without some unit; NaN if the
+            other's mean is 0.
 
         Raises:
             ValueError: If there is no such measure.
@@ -130,9 +131,12 @@ class RoutingContrast:
             return (float("nan"),) * 3
         if len(names) < 3 or (bottom <= 0).any():
             return float(top[-1] / bottom[-1]), float("nan"), float("nan")
-        values = top / bottom
+        # Ratios are skewed: log scale, unless the first mean may be 0.
+        is_log = bool((top > 0).all())
+        values = np.log(top / bottom) if is_log else top / bottom
         reach = interval_factor(len(names)) * float(jackknife_error(values[:-1]))
-        return float(values[-1]), max(float(values[-1] - reach), 0.0), float(values[-1] + reach)
+        ends = (float(values[-1] + step) for step in (0.0, -reach, reach))
+        return tuple(float(np.exp(end)) if is_log else max(end, 0.0) for end in ends)
 
     def to_frame(self) -> "pd.DataFrame":
         """Give one row a layer, and one for ``"all"`` layers."""
@@ -171,7 +175,8 @@ class RoutingContrast:
             unknown = np.full(len(mean), np.nan)
             return mean, unknown, unknown
         reach = interval_factor(len(names)) * jackknife_error(replicates)
-        return mean, np.maximum(mean - reach, 0.0), mean + reach
+        most = {"js_nats": np.log(2), "js_bits": 1.0, "overlap": float(self.top_k)}[measure]
+        return mean, np.maximum(mean - reach, 0.0), np.minimum(mean + reach, most)
 
     def _left_out(
         self, measure: str, names: Sequence[str]

@@ -1,8 +1,10 @@
 """Studies: the analyses of papers, each with the control that the paper lacked."""
 
 from moe_interp.studies._causal import Arm
+from moe_interp.studies._drift import drift
 from moe_interp.studies._mesa2026 import mesa2026
 from moe_interp.studies._olmoe2024 import olmoe2024
+from moe_interp.studies._raset2026 import raset2026
 from moe_interp.studies._registry import STUDIES, find_study, study_table
 from moe_interp.studies._result import StudyResult, check_folder
 from moe_interp.studies._routescan2026 import routescan2026
@@ -17,9 +19,11 @@ __all__ = [
     "Study",
     "StudyResult",
     "check_folder",
+    "drift",
     "find_study",
     "mesa2026",
     "olmoe2024",
+    "raset2026",
     "routescan2026",
     "safex2025",
     "siddiky2026",

@@ -4,8 +4,10 @@ from typing import TYPE_CHECKING
 
 from moe_interp.errors import MoEInterpError
 from moe_interp.studies import (
+    _drift,
     _mesa2026,
     _olmoe2024,
+    _raset2026,
     _routescan2026,
     _safex2025,
     _siddiky2026,
@@ -21,6 +23,8 @@ STUDIES: dict[str, Study] = {
     module.STUDY.name: module.STUDY
     for module in (
         _siddiky2026,
+        _raset2026,
+        _drift,
         _safex2025,
         _steermoe2025,
         _olmoe2024,

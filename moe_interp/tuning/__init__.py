@@ -4,6 +4,7 @@ from moe_interp.tuning._delta import ExpertDelta, load_delta, merge_delta
 from moe_interp.tuning._drift import RoutingDrift, routing_drift
 from moe_interp.tuning._freeze import freeze_except
 from moe_interp.tuning._mesa import mesa_tune
+from moe_interp.tuning._observe import ModelChange, Observation, model_change, observe
 from moe_interp.tuning._reroute import Reroute
 from moe_interp.tuning._result import TuneResult
 from moe_interp.tuning._settings import TuneSettings
@@ -12,6 +13,8 @@ from moe_interp.tuning._train import tune_experts
 
 __all__ = [
     "ExpertDelta",
+    "ModelChange",
+    "Observation",
     "Reroute",
     "RoutingDrift",
     "Slice",
@@ -22,6 +25,8 @@ __all__ = [
     "load_delta",
     "merge_delta",
     "mesa_tune",
+    "model_change",
+    "observe",
     "router_parameters",
     "routing_drift",
     "tune_experts",

@@ -24,14 +24,16 @@ class RoutingDrift:
         layers: Absolute decoder layers.
         slots_changed: Fraction of the slots whose expert the other model did not choose at that
             token, in [0, 1].
-        kl_nats: Mean over tokens of KL(before || after) of the softmax of the router's logits;
-            None if a record has no logits.
+        kl_nats: Mean over tokens of KL(before || after) of the softmax of the router's logits,
+            divided by the temperature; None if a record has no logits.
+        temperature: That the logits were divided by.
     """
 
     span: str
     layers: tuple[int, ...]
     slots_changed: Float[ndarray, "prompt layer"]
     kl_nats: Float[ndarray, "prompt layer"] | None
+    temperature: float = 1.0
 
     def mean(self, *, confidence: float = 0.95) -> tuple[float, float, float]:
         """Fraction of slots changed over all layers, with its t interval across prompts.
@@ -67,6 +69,7 @@ class RoutingDrift:
             "slots_changed": mean,
             "low": low if np.isfinite(low) else None,
             "high": high if np.isfinite(high) else None,
+            "temperature": self.temperature,
             "layers": self.to_frame().to_dict("list"),
         }
 
@@ -81,7 +84,7 @@ class RoutingDrift:
 
 
 def routing_drift(
-    before: RoutingRecord, after: RoutingRecord, *, span: str = "prompt"
+    before: RoutingRecord, after: RoutingRecord, *, span: str = "prompt", temperature: float = 1.0
 ) -> RoutingDrift:
     """Compare the routing of the same tokens in two models, such as before and after tuning.
 
@@ -89,11 +92,14 @@ def routing_drift(
         before: Record of the first model.
         after: Record of the second, of the same prompts as the same tokens.
         span: The tokens that count.
+        temperature: What logits are divided by before the divergence is taken; SafeMoE takes 0.1,
+            at the prompt's last token, which weighs the first choices.
 
     Returns:
         The drift of each prompt and layer.
 
     Raises:
+        ValueError: If the temperature is not above 0.
         DesignError: If the records are not of the same tokens and layers.
         SpanError: If a record has no such span.
 
@@ -109,17 +115,21 @@ def routing_drift(
         >>> routing_drift(record, record).mean()
         (0.0, 0.0, 0.0)
     """
+    if not temperature > 0:
+        raise ValueError(f"`temperature` must be above 0, got {temperature!r}.")
     changed = slots_changed(before, after, span)
     divergence = None
     if all("router_logits" in record.dataset for record in (before, after)):
         inside = before.inside(span)
         old, new = (
-            special.log_softmax(record.dataset["router_logits"].values[inside].astype(float), -1)
+            special.log_softmax(
+                record.dataset["router_logits"].values[inside].astype(float) / temperature, -1
+            )
             for record in (before, after)
         )
         owner = before.dataset["prompt_index"].values[inside]
         divergence = _by_prompt((np.exp(old) * (old - new)).sum(axis=-1), owner)
-    return RoutingDrift(span, before.layers, changed, divergence)
+    return RoutingDrift(span, before.layers, changed, divergence, temperature)
 
 
 def _by_prompt(

@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+ROUTING_TOKENS = ("all", "last")
+
 
 @dataclass(frozen=True)
 class TuneSettings:
@@ -19,6 +21,8 @@ class TuneSettings:
         max_grad_norm: Gradients longer than this are shortened to it.
         rank: Rank of the change of each expert's matrices; None trains all their values.
         routing_kl: Weight of the penalty on changed routing, see `tune_experts`.
+        routing_temperature: What routers' logits are divided by in that penalty.
+        routing_tokens: ``"all"``, or the ``"last"`` of each prompt, where the penalty counts.
         patience: Epochs without a better validation loss after which training stops; None trains
             to the end.
         gradient_checkpointing: Whether layers are run again in the backward to save memory.
@@ -37,6 +41,8 @@ class TuneSettings:
     max_grad_norm: float = 1.0
     rank: int | None = None
     routing_kl: float = 0.0
+    routing_temperature: float = 1.0
+    routing_tokens: str = "all"
     patience: int | None = None
     gradient_checkpointing: bool = False
 
@@ -47,7 +53,11 @@ class TuneSettings:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {value}.")
-        for name in ("learning_rate", "max_grad_norm"):
+        if self.routing_tokens not in ROUTING_TOKENS:
+            raise ValueError(
+                f"`routing_tokens` must be one of {ROUTING_TOKENS}, got {self.routing_tokens!r}."
+            )
+        for name in ("learning_rate", "max_grad_norm", "routing_temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}.")
         if self.warmup >= 1:

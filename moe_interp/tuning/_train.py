@@ -28,7 +28,11 @@ from moe_interp.tuning._leaves import Leaves
 from moe_interp.tuning._progress import Progress, open_progress
 from moe_interp.tuning._reroute import REROUTED, Reroute
 from moe_interp.tuning._result import TuneResult
-from moe_interp.tuning._routing_penalty import logits_and_routing, routing_divergence
+from moe_interp.tuning._routing_penalty import (
+    last_prompt_tokens,
+    logits_and_routing,
+    routing_divergence,
+)
 from moe_interp.tuning._settings import TuneSettings
 from moe_interp.tuning._slices import Slice, expert_slices, router_parameters
 from moe_interp.tuning._untouched import check_untouched, untouched_digests
@@ -51,6 +55,8 @@ def tune_experts(
     max_grad_norm: float = 1.0,
     rank: int | None = None,
     routing_kl: float = 0.0,
+    routing_temperature: float = 1.0,
+    routing_tokens: str = "all",
     reroute: Reroute | None = None,
     patience: int | None = None,
     gradient_checkpointing: bool = False,
@@ -87,6 +93,8 @@ def tune_experts(
         max_grad_norm: Gradients longer than this are shortened to it.
         rank: Rank of the change of each matrix; None trains all values.
         routing_kl: Weight of the penalty on changed routing.
+        routing_temperature: What routers' logits are divided by in it; SafeMoE takes 0.1.
+        routing_tokens: ``"all"``, or the ``"last"`` of each prompt as in SafeMoE.
         reroute: The routing that some prompts are pulled towards; needs `routing_kl`.
         patience: Epochs without a better validation loss after which training stops.
         gradient_checkpointing: Whether layers run again in the backward, to save memory.
@@ -128,6 +136,8 @@ def tune_experts(
         max_grad_norm=max_grad_norm,
         rank=rank,
         routing_kl=routing_kl,
+        routing_temperature=routing_temperature,
+        routing_tokens=routing_tokens,
         patience=patience,
         gradient_checkpointing=gradient_checkpointing,
     )
@@ -292,11 +302,13 @@ def _step(
 ) -> dict[str, float | int | None]:
     """One batch: forward, backward, a step of what is trained."""
     inputs, root = inputs_of(model, batch), model.nnsight._module
-    before = None
+    before, heat, counted = None, settings.routing_temperature, batch.attention_mask
+    if settings.routing_tokens == "last":
+        counted = last_prompt_tokens(batch.spans["response"])
     if settings.routing_kl:
         leaves.write_base()
         with torch.no_grad():
-            _, before = logits_and_routing(model, inputs)
+            _, before = logits_and_routing(model, inputs, temperature=heat)
         if reroute is not None:
             before = reroute.target(before, batch.spans[REROUTED])
     leaves.write()
@@ -306,8 +318,8 @@ def _step(
         if before is None:
             logits = root(**inputs).logits
         else:
-            logits, now = logits_and_routing(model, inputs)
-            divergence = routing_divergence(before, now, batch.attention_mask)
+            logits, now = logits_and_routing(model, inputs, temperature=heat)
+            divergence = routing_divergence(before, now, counted)
         loss = response_loss(logits, batch.input_ids, batch.spans["response"])
         total = loss if divergence is None else loss + settings.routing_kl * divergence
     if not torch.isfinite(total):

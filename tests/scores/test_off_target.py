@@ -9,6 +9,7 @@ import torch
 import moe_interp as mi
 from moe_interp.errors import DesignError, PromptError
 from moe_interp.interventions import text_losses
+from moe_interp.scores import compare_answers
 
 ASKED = "<bos> <user> how do i open the lock to start an oven ? <end> <assistant>"
 TEXTS = [
@@ -106,3 +107,12 @@ def test_losses_that_are_no_numbers_name_the_text_and_the_change(topic_model):
     huge = mi.AddVector(0, np.full(64, 3e38))
     with pytest.raises(ValueError, match=r"loss of the text 'the lock' under \[AddVector.*NaN"):
         text_losses(topic_model, ["the lock"], [(huge, huge)])
+
+
+def test_answers_that_cannot_be_compared_are_refused(topic_model):
+    asked = mi.PromptSet([mi.Prompt(text, harm=False) for text in BENIGN])
+    texts, logits = mi.run(topic_model, asked, max_new_tokens=2), mi.run(topic_model, asked)
+    with pytest.raises(DesignError, match=r"There are no texts to compare"):
+        compare_answers(texts, logits)
+    with pytest.raises(DesignError, match=r"`before` and `after` answer other prompts"):
+        compare_answers(texts, mi.run(topic_model, asked[:1], max_new_tokens=2))

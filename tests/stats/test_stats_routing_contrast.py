@@ -86,12 +86,17 @@ def test_a_ratio_is_over_the_units_of_both(vectors):
         for contrast, pairs in ((one, [(0, 1), (2, 3), (4, 5)]), (other, [(0, 2), (1, 6), (3, 4)])):
             kept = [n for n, pair in enumerate(pairs) if name not in {UNITS[i] for i in pair}]
             means.append(contrast.js_nats[kept].mean())
-        values.append(means[0] / means[1])
+        values.append(math.log(means[0] / means[1]))
     error = math.sqrt(3 / 4 * sum((v - np.mean(values)) ** 2 for v in values))
-    assert high - ratio == pytest.approx(3.182446 * error, rel=1e-5)
-    assert low == pytest.approx(max(0.0, ratio - 3.182446 * error), rel=1e-5)
+    assert math.log(high / ratio) == pytest.approx(3.182446 * error, rel=1e-5)
+    assert math.log(ratio / low) == pytest.approx(3.182446 * error, rel=1e-5)
     same = contrasted(vectors, [(0, 0), (1, 1)])
     assert math.isnan(one.ratio(same)[0])
+    # Without unit a nothing is left of this one but what is the same: no logarithm.
+    half = contrasted(vectors, [(0, 2), (3, 3), (4, 4)])
+    ratio, low, high = half.ratio(other)
+    assert low == 0 < ratio < high
+    assert ratio == pytest.approx(half.js_nats.mean() / other.js_nats.mean())
 
 
 def test_tokens_of_a_pair_are_averaged(vectors):

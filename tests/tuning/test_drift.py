@@ -54,6 +54,20 @@ def test_drift_is_the_mean_over_each_prompts_tokens():
     )
 
 
+def test_a_low_temperature_weighs_the_first_choices():
+    before, after = recorded(0), recorded(1)
+    drift = routing_drift(before, after, span="last", temperature=0.1)
+    rows = np.flatnonzero(before.dataset["in_span"].sel(span="last").values)
+    old, new = (
+        np.exp(10 * r.dataset["router_logits"].values[rows].astype(float)) for r in (before, after)
+    )
+    p, q = (one / one.sum(axis=-1, keepdims=True) for one in (old, new))
+    np.testing.assert_allclose(drift.kl_nats, (p * np.log(p / q)).sum(axis=-1), rtol=1e-4)
+    assert drift.to_dict()["temperature"] == 0.1
+    with pytest.raises(ValueError, match=r"`temperature` must be above 0, got 0.0"):
+        routing_drift(before, after, temperature=0.0)
+
+
 def test_records_without_logits_give_slots_alone():
     bare = recorded(0, quantities=("expert_index",))
     drift = routing_drift(bare, bare)

@@ -115,8 +115,9 @@ def test_training_equals_plain_pytorch_and_only_the_chosen_slices_change(family,
     assert tuned.losses[-1]["loss"] < tuned.losses[0]["loss"]
 
 
-def test_a_saved_checkpoint_is_a_plain_one_with_the_same_logits(tmp_path, answers):
-    model = loaded("olmoe")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_saved_checkpoint_is_a_plain_one_with_the_same_logits(family, tmp_path, answers):
+    model = loaded(family)
     tuned = tune_experts(model, EXPERTS, answers, seed=0, learning_rate=0.02)
     tuned.save_checkpoint(model, tmp_path / "tuned")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned").eval()
@@ -137,9 +138,11 @@ def test_a_saved_checkpoint_is_a_plain_one_with_the_same_logits(tmp_path, answer
         tuned.save_checkpoint(model, tmp_path / "own", force=True)
 
 
-@pytest.mark.parametrize("rank", [None, 2])
-def test_a_run_that_was_cut_off_goes_on_to_the_same_bits(rank, tmp_path, answers, monkeypatch):
-    model = loaded("olmoe")
+@pytest.mark.parametrize(("family", "rank"), [*((one, None) for one in FAMILIES), ("olmoe", 2)])
+def test_a_run_that_was_cut_off_goes_on_to_the_same_bits(
+    family, rank, tmp_path, answers, monkeypatch
+):
+    model = loaded(family)
     options = {"seed": 1, "epochs": 4, "learning_rate": 0.02, "batch_size": 2, "rank": rank}
     options["validation"] = answers.select([0, 1])
     whole = tune_experts(model, EXPERTS, answers, **options)
@@ -252,6 +255,43 @@ def test_a_penalty_keeps_routing_near_what_it_was(answers):
     assert free.losses[0]["routing_kl"] is None
 
 
+def routed(model, data, *, temperature, last):
+    """Log-probabilities of plain routers at the tokens of prompts and answers, row by row."""
+    root = model.nnsight._module
+    found = []
+    for prompt, answer in batches_of(model.tokenizer, data, 2):
+        read = []
+
+        def keep(gate, given, _, read=read):
+            read.append(given[0].double() @ gate.weight.double().T)
+
+        hooks = [layer.mlp.gate.register_forward_hook(keep) for layer in root.model.layers]
+        with torch.no_grad():
+            root(input_ids=torch.tensor([[*prompt, *answer]]))
+        for hook in hooks:
+            hook.remove()
+        logits = torch.stack([one.reshape(-1, one.shape[-1]) for one in read])
+        found.append(logits[:, [len(prompt) - 1]] if last else logits)
+    return (torch.cat(found, 1) / temperature).log_softmax(-1)
+
+
+@pytest.mark.parametrize("tokens", ["all", "last"])
+def test_a_penalty_is_the_divergence_at_its_tokens_and_temperature(tokens, answers):
+    model = loaded("olmoe")
+    options = {"seed": 0, "learning_rate": 0.05, "batch_size": 3, "warmup": 0.0, "routers": True}
+    options |= {"routing_kl": 1.0, "routing_temperature": 0.5, "routing_tokens": tokens}
+    # One step an epoch: the second step's penalty is that of what the first step alone gives.
+    two = tune_experts(model, "", answers, epochs=2, **options)
+    one = tune_experts(model, "", answers, epochs=1, **options)
+    before = routed(model, answers, temperature=0.5, last=tokens == "last")
+    with one.applied(model):
+        after = routed(model, answers, temperature=0.5, last=tokens == "last")
+    expected = float((before.exp() * (before - after)).sum(-1).mean())
+    assert two.losses[0]["routing_kl"] == pytest.approx(0, abs=1e-6)
+    assert two.losses[1]["routing_kl"] == pytest.approx(expected, rel=1e-3)
+    assert expected > 1e-4
+
+
 def test_routers_and_whole_models_can_be_trained_for_comparison(answers):
     model = loaded("olmoe")
     before = state(model)
@@ -329,6 +369,8 @@ def test_what_cannot_be_trained_is_refused(tmp_path, answers):
         ("learning_rate", 0.0, "`learning_rate` must be above 0, got 0.0"),
         ("warmup", 1.0, "`warmup` is a fraction of the steps below 1"),
         ("rank", 0, "`rank` must be at least 1"),
+        ("routing_temperature", 0.0, "`routing_temperature` must be above 0, got 0.0"),
+        ("routing_tokens", "first", "`routing_tokens` must be one of .*, got 'first'"),
     ],
 )
 def test_settings_out_of_range_are_refused(setting, value, said, answers):
