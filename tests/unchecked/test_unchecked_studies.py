@@ -7,6 +7,7 @@ from moe_interp.stats import (
     router_saturation,
     vocabulary_specialisation,
 )
+from moe_interp.studies._mesa2026_parts import treatments
 
 
 def test_outcomes_are_of_the_same_prompts():
@@ -31,3 +32,8 @@ def test_ids_are_of_the_tokens_routed():
         vocabulary_specialisation(
             np.zeros((4, 1, 1), dtype=int), np.zeros(3, dtype=int), np.ones(4, dtype=bool), 2
         )
+
+
+def test_an_unknown_treatment_is_refused():
+    with pytest.raises(ValueError, match=r"`parts` must be among \('routers_only', .* got 'sft'"):
+        next(treatments(None, None, ("sft",), np.random.default_rng(0)))
