@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint check browser clean
+.PHONY: demo test lint check ndif browser clean
 
 demo: $(VENV)/.installed
 	$(BIN)/moe-interp audit --model organism:topic --prompts organism --out out/demo --force
@@ -23,6 +23,10 @@ check: $(VENV)/.dev browser
 	$(BIN)/pytest -m conformance
 	$(BIN)/pytest -m long --dist load
 	$(BIN)/pytest -o addopts="--strict-markers --import-mode=importlib" tests/unchecked
+
+# A real NDIF server, on this machine alone; what it runs on is built once, under .ndif/.
+ndif: $(VENV)/.dev
+	$(BIN)/pytest -o addopts="--strict-markers --import-mode=importlib" -m ndif tests/ndif
 
 # The report is tested in a real browser. Debian's package is installed where that is allowed.
 browser:

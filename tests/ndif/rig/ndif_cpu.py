@@ -6,6 +6,8 @@ that runs blocks in a sandbox runs those of trusted requests beside the weights,
 deployment serves both kinds.
 """
 
+from functools import partial
+
 import ray
 import torch
 from ndif.services.ray.sandbox import host
@@ -17,6 +19,8 @@ if not torch.cuda.is_available():
 
 # A runner builds its model without weights from the hub, so it must find the same one.
 host.RUNNER_ENV += ("HF_ENDPOINT", "HF_HUB_DISABLE_XET")
+# On a busy machine it may take longer to start than the half minute that is allowed for it.
+host.spawn = partial(host.spawn, timeout=180.0)
 
 
 class OnCPU:

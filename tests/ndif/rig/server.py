@@ -81,6 +81,8 @@ class Server:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_DEDUP_LOGS": "0",
             "RAY_memory_monitor_refresh_ms": "0",
+            # A busy machine needs longer than the half minute that is allowed for it.
+            "RAY_raylet_start_wait_time_s": "120",
             "RAY_prestart_worker_first_driver": "0",
             "GRPC_ENABLE_FORK_SUPPORT": "0",
             **self.settings,

@@ -1,0 +1,87 @@
+"""A real NDIF server for the tests that are marked `ndif`, and clients of it."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import pytest
+
+import moe_interp as mi
+from moe_interp.remote import VersionDifferenceWarning
+
+# Its files run in the server's environment, and import what is there.
+collect_ignore = ["rig"]
+
+RIG = Path(__file__).parent / "rig"
+ENVIRONMENT = Path(__file__).parents[2] / ".ndif" / "venv"
+COMMIT = "1".rjust(40, "0")
+
+
+def rig(name):
+    """A module of the rig, which is no package: its files also run in the server's environment."""
+    spec = importlib.util.spec_from_file_location(f"ndif_rig_{name}", RIG / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory):
+    return rig("checkpoints").write(tmp_path_factory.mktemp("served"))
+
+
+@pytest.fixture(scope="session")
+def server(checkpoints):
+    """The server, with its environment built where that was not done yet."""
+    subprocess.run(
+        ["bash", str(RIG / "install.sh"), str(ENVIRONMENT)],
+        env={**os.environ, "PYTHON": sys.executable},
+        check=True,
+    )
+    # Ray puts sockets there, whose paths must be short.
+    with tempfile.TemporaryDirectory(prefix="ndif-", ignore_cleanup_errors=True) as state:
+        running = rig("server").Server(ENVIRONMENT, checkpoints, state)
+        running.start()
+        yield running
+        running.stop()
+
+
+@pytest.fixture(scope="session")
+def hub_cache(checkpoints, tmp_path_factory):
+    """What this machine would have of the hub: the models' files, as a download leaves them."""
+    cache = tmp_path_factory.mktemp("hub")
+    for folder in (checkpoints / "tiny").iterdir():
+        keep(cache, f"tiny/{folder.name}", folder)
+    keep(cache, "tiny/absent", checkpoints / "tiny" / "mixtral")
+    patch = pytest.MonkeyPatch()
+    patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    yield cache
+    patch.undo()
+
+
+def keep(cache, name, folder):
+    place = cache / f"models--{name.replace('/', '--')}"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text(COMMIT)
+    (place / "snapshots").mkdir()
+    (place / "snapshots" / COMMIT).symlink_to(folder)
+
+
+@pytest.fixture(scope="session")
+def connect(server, hub_cache):
+    """A function that loads a served model without weights."""
+
+    def load(model_type, **settings):
+        options = {"timeout": 240.0, "retries": 6, **settings}
+        with warnings.catch_warnings():
+            # The server has the last nnsight that this NDIF deploys models with.
+            warnings.simplefilter("ignore", VersionDifferenceWarning)
+            check = options.pop("check", True)
+            there = mi.Server(server.url, **options)
+            return mi.load_model(f"tiny/{model_type}", remote=there, check=check)
+
+    return load

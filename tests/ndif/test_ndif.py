@@ -1,0 +1,249 @@
+"""The library on a real NDIF server equals the library here, on both of the server's paths.
+
+One module, so that one server serves all of it.
+"""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+import moe_interp as mi
+from moe_interp import interventions as change
+from moe_interp.errors import (
+    ModelNotServedError,
+    RemoteBodyError,
+    ResultTooLargeError,
+    UnsupportedOnServerError,
+)
+from moe_interp.interventions import Batch
+from moe_interp.interventions._plan import edit_table
+from moe_interp.models._traced_edits import apply_edits
+from moe_interp.prompts import encode
+
+pytestmark = pytest.mark.ndif
+
+FAMILIES = ("mixtral", "olmoe", "deepseek_v3", "gpt_oss")
+TEXTS = ("how do i kill a python process ?", "the cake is good", "what is the best way")
+METRIC = mi.LogitDifference(40, 41)
+QUANTITIES = (
+    "router_input",
+    "router_logits",
+    "router_probs",
+    "expert_index",
+    "routing_weights",
+    "expert_outputs",
+    "expert_contributions",
+    "routed_output",
+    "output",
+)
+
+
+@pytest.fixture(scope="module")
+def loaded(connect, checkpoints):
+    """A function from family and path to the model here and the model there, each made once."""
+    made = {}
+
+    def both(model_type, path):
+        if model_type not in made:
+            made[model_type] = mi.load_model(str(checkpoints / "tiny" / model_type))
+        key = model_type, path
+        if key not in made:
+            made[key] = connect(model_type, trusted=path == "trusted")
+        return made[model_type], made[key]
+
+    return both
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="module", params=["trusted", "sandbox"])
+def both(request, family, loaded):
+    return loaded(family, request.param)
+
+
+@pytest.fixture(scope="module", params=["trusted", "sandbox"])
+def one(request, loaded):
+    """One family on both paths, for what the families do not differ in."""
+    return loaded("deepseek_v3", request.param)
+
+
+def experts(model, n=None):
+    """What the first text's last token chose in the last layer, so that it matters."""
+    layer = list(model.moe)[-1]
+    with model.trace(TEXTS[0]):
+        index = model.moe[layer].expert_index.save()
+    return [(layer, expert) for expert in index[0, -1].tolist()][:n]
+
+
+def test_every_quantity_is_the_same(both):
+    layer = list(both[0].moe)[-1]
+    expected, found = (read(model, layer) for model in both)
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def read(model, layer):
+    names = [name for name in QUANTITIES if name in model.moe[layer].offered]
+    with model.trace(list(TEXTS)):
+        values = model.moe[layer].read(*names).save()
+    return values  # noqa: RET504  Only a name bound in the block leaves it.
+
+
+def every_intervention(model):
+    """One of each, with other texts as reference or source."""
+    chosen = experts(model)
+    layer = chosen[0][0]
+    others = [" ".join(reversed(text.split())) for text in TEXTS]
+    outputs = change.outputs_of(model, others, [layer], quantities=["expert_outputs"])
+    contributions = change.outputs_of(model, others, [layer])
+    means = change.mean_outputs(model, others, [layer])
+    known = [(layer, expert) for expert, n in enumerate(means.counts[layer].tolist()) if n]
+    return {
+        "ban": mi.Ban(chosen[:1]),
+        "zero": mi.Zero(chosen),
+        "renormalise": mi.Renormalise(chosen[:1]),
+        "scale": mi.Scale(chosen, -2.0),
+        "mean": mi.Mean(known, means),
+        "resample": mi.Resample(known, outputs, rng=np.random.default_rng(0)),
+        "force": mi.Force([(layer, 5)]),
+        "steer": mi.Steer({chosen[0]: -3.0}),
+        "steer-margin": mi.Steer([(layer, 5)], margin="max"),
+        "transplant": mi.Transplant(change.routing_of(model, others)),
+        "patch": mi.PatchOutput(known, contributions),
+        "patch-block": mi.PatchBlock([layer], contributions, tokens="last"),
+        "add-vector": mi.AddVector(layer, torch.linspace(-0.5, 1.0, model.architecture.d_model)),
+    }
+
+
+def test_every_intervention_is_the_same(both):
+    here, there = both
+    changes = every_intervention(here)
+    encoded = encode(here.tokenizer, change.as_prompt_set(TEXTS))
+    batch = Batch(here, np.arange(len(TEXTS)), encoded.spans)
+    tables = [
+        edit_table(batch, [(batch.prompt_index, [each])], "prefill") for each in changes.values()
+    ]
+    inputs, plain = dict(encoded.inputs), mi.run(here, TEXTS).logits
+    nn, layers = there.nnsight, dict(there.moe)
+    with there.session():
+        found = [].save()
+        for table in tables:
+            with nn.trace(inputs):
+                apply_edits([layers[layer] for layer in sorted(table)], table)
+                found.append(nn.output.logits[:, -1].clone())
+    for (name, each), logits in zip(changes.items(), found, strict=True):
+        expected = mi.run(here, TEXTS, each, batch_size=3).logits
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4, msg=name)
+        assert (expected - plain).abs().max() > 1e-3, name
+
+
+def test_runs_and_texts_under_interventions_are_the_same(both):
+    chosen = experts(both[0])
+    changes = [mi.Zero(chosen), mi.Scale(chosen, 3.0, phase="decode")]
+    here, there = (mi.run(model, TEXTS, changes, max_new_tokens=4) for model in both)
+    assert there.tokens == here.tokens
+    assert here.tokens != mi.run(both[0], TEXTS, max_new_tokens=4).tokens
+    here, there = (mi.run(model, TEXTS, changes).logits for model in both)
+    torch.testing.assert_close(there, here, rtol=1e-4, atol=1e-4)
+
+
+def test_a_record_in_a_store_is_the_same_and_small_on_the_way(both, tmp_path):
+    names = ("expert_index", "routing_weights")
+    prompts = [f"{text} {word}" for text in TEXTS for word in ("good", "bad", "old", "new")] * 8
+    traffic = both[1].connection.traffic
+    before = traffic.received_bytes
+    here, there = (
+        mi.record_routing(
+            model, prompts, quantities=names, spans=("prompt",), store=tmp_path / f"{place}.zarr"
+        )
+        for place, model in zip(("here", "there"), both, strict=True)
+    )
+    np.testing.assert_array_equal(there.dataset["expert_index"], here.dataset["expert_index"])
+    halves = here.dataset["routing_weights"].values.astype(np.float16)
+    np.testing.assert_allclose(there.dataset["routing_weights"], halves, rtol=2e-3)
+    assert mi.open_record(tmp_path / "there.zarr").n_prompts == len(prompts)
+    packed = here.dataset["expert_index"].size * (1 + 2)
+    received = traffic.received_bytes - before
+    assert received <= 1.2 * packed
+
+
+def test_effects_and_sweeps_are_the_same(one):
+    chosen = experts(one[0])
+    here, there = (mi.measure_effect(model, TEXTS, mi.Zero(chosen), metric=METRIC) for model in one)
+    np.testing.assert_allclose(there.effect, here.effect, atol=1e-4)
+    assert np.abs(here.effect).max() > 1e-3
+    here, there = (
+        mi.sweep(model, TEXTS, metric=METRIC, experts=chosen).array.values for model in one
+    )
+    np.testing.assert_allclose(there, here, atol=1e-4)
+
+
+def test_gradients_are_the_same_or_refused(family, loaded):
+    here, there = loaded(family, "trusted")
+    expected, found = (mi.attribution(model, TEXTS, metric=METRIC).array for model in (here, there))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert np.abs(expected).max() > 1e-3
+    _, sandboxed = loaded(family, "sandbox")
+    jobs = sandboxed.connection.traffic.jobs
+    with pytest.raises(UnsupportedOnServerError, match="needs gradients"):
+        mi.attribution(sandboxed, TEXTS, metric=METRIC)
+    assert sandboxed.connection.traffic.jobs == jobs
+
+
+def test_hooks_are_the_same(one):
+    name = f"blocks.{list(one[0].moe)[-1]}.mlp.hook_router_logits"
+    texts = list(TEXTS)
+    here, there = (model.run_with_cache(texts, names_filter=name)[1][name] for model in one)
+    torch.testing.assert_close(there, here, rtol=1e-5, atol=1e-6)
+    flip = [(name, lambda value, hook: -value)]
+    here, there = (model.run_with_hooks(texts, fwd_hooks=flip) for model in one)
+    torch.testing.assert_close(there, here, rtol=1e-4, atol=1e-4)
+
+
+def test_an_error_in_the_block_comes_back_as_one_line(one):
+    _, there = one
+    with (
+        pytest.raises(RemoteBodyError, match=r"raised an error .* has experts 0–7, got \[99\]"),
+        there.trace(TEXTS[0]),
+    ):
+        there.moe[1].ban([99])
+
+
+def test_a_result_that_is_too_large_is_refused(connect):
+    model = connect("mixtral", check=False, max_result_bytes=1000)
+    with pytest.raises(ResultTooLargeError, match="are allowed"):
+        read(model, 1)
+
+
+def test_a_model_that_the_server_does_not_find_is_named(connect):
+    with pytest.raises(ModelNotServedError, match="does not run 'tiny/absent'"):
+        connect("absent", retries=0)
+
+
+def test_a_capture_outlives_a_server_that_was_killed_and_started_again(server, loaded):
+    here, there = loaded("mixtral", "trusted")
+    prompts = [f"{text} {word}" for text in TEXTS for word in ("good", "bad", "old", "new")]
+    options = {"spans": ("prompt",), "batch_size": 1}
+    expected = mi.record_routing(here, prompts, **options).dataset
+    start = there.connection.traffic.jobs
+
+    def kill():
+        while there.connection.traffic.jobs == start:
+            pause.wait(0.02)
+        server.stop("api")
+        pause.wait(2)
+        server.start_api()
+
+    pause = threading.Event()
+    killer = threading.Thread(target=kill)
+    killer.start()
+    found = mi.record_routing(there, prompts, **options).dataset
+    killer.join()
+    for name in ("expert_index", "router_logits"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6)
