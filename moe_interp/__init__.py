@@ -34,6 +34,8 @@ _PUBLIC = {
     "RoutingRecord": "capture",
     "record_routing": "capture",
     "open_record": "capture",
+    "submit_routing": "capture",
+    "open_job": "capture",
     "check_confounds": "capture",
     "decoding_baselines": "capture",
     "Intervention": "interventions",

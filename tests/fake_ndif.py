@@ -44,7 +44,7 @@ class FakeNDIF:
             connection breaks), "silent" (nothing comes), a number (the HTTP status of the
             submission), or a text (the description of an ERROR).
         values: What a job that goes well sends back.
-        facts: What GET paths answer.
+        facts: What GET paths answer: JSON, bytes, or an HTTP status.
     """
 
     def __init__(self, script, values=None, facts=None):
@@ -68,6 +68,8 @@ class FakeNDIF:
                 if self.path == "/result":
                     return self.plain(200, outer.values)
                 fact = outer.facts.get(self.path, 404)
+                if isinstance(fact, bytes):
+                    return self.plain(200, fact)
                 if isinstance(fact, int):
                     return self.plain(fact, json.dumps({"detail": "said so"}).encode())
                 return self.plain(200, json.dumps(fact).encode())
@@ -125,9 +127,9 @@ class FakeNDIF:
             self.pending[envelope["session_id"]] = act
             self.answered.notify_all()
 
-    @staticmethod
-    def status(name, description, **further):
-        return json.dumps({"id": "job-1", "status": name, "description": description, **further})
+    def status(self, name, description, **further):
+        job = f"job-{len(self.posts)}"
+        return json.dumps({"id": job, "status": name, "description": description, **further})
 
     def act(self, connection, act):
         if isinstance(act, int):

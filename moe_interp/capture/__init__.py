@@ -3,19 +3,24 @@
 from moe_interp.capture._batches import plan_batches
 from moe_interp.capture._capture import QUANTITIES, record_routing
 from moe_interp.capture._features import decoding_baselines
+from moe_interp.capture._job import CaptureJob, all_jobs, open_job, submit_routing
 from moe_interp.capture._record import RoutingRecord, open_record
 from moe_interp.capture._store import check_free
 from moe_interp.capture._tokens import check_confounds, slots_changed, token_routing
 
 __all__ = [
     "QUANTITIES",
+    "CaptureJob",
     "RoutingRecord",
+    "all_jobs",
     "check_confounds",
     "check_free",
     "decoding_baselines",
+    "open_job",
     "open_record",
     "plan_batches",
     "record_routing",
     "slots_changed",
+    "submit_routing",
     "token_routing",
 ]

@@ -103,7 +103,7 @@ def record_routing(
         >>> record.shares("user").shape
         (1, 4, 16)
     """
-    quantities = _checked_quantities(quantities)
+    quantities = checked_quantities(quantities)
     if store is not None:
         check_free(store)
     if not isinstance(prompts, PromptSet):
@@ -128,7 +128,18 @@ def record_routing(
     return record
 
 
-def _checked_quantities(quantities: Sequence[str]) -> tuple[str, ...]:
+def checked_quantities(quantities: Sequence[str]) -> tuple[str, ...]:
+    """What to record, in the order of `QUANTITIES`; the index in any case.
+
+    Args:
+        quantities: What was asked for.
+
+    Returns:
+        Their names.
+
+    Raises:
+        ValueError: If one is unknown.
+    """
     unknown = [name for name in quantities if name not in QUANTITIES]
     if unknown:
         raise ValueError(f"`quantities` are among {QUANTITIES}, got {unknown[0]!r}.")

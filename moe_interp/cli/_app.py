@@ -9,6 +9,7 @@ from moe_interp import __version__
 from moe_interp.cli import (
     _audit,
     _examine,
+    _jobs,
     _models,
     _prompts,
     _record,
@@ -37,6 +38,7 @@ app.command("score")(_score.score)
 app.command("sweep")(_sweep.sweep)
 app.command("tune")(_tune.tune)
 app.command("report")(_report.report)
+app.command("jobs")(_jobs.jobs)
 app.command("study")(_study.study)
 app.command("models")(_models.models)
 app.command("prompts")(_prompts.prompts)

@@ -104,6 +104,47 @@ class ServerBackend(RemoteBackend):
                 time.sleep(pause)
         raise AssertionError("the loop returns or raises")
 
+    def submit(self, tracer: object) -> None:
+        """Send the block and do not wait; `job` names it then.
+
+        Args:
+            tracer: The block.
+
+        Raises:
+            RemoteRunError: If the server does not take it.
+        """
+        blob = self._serialize(tracer)
+        request = RequestModel(model_key=self.model_key, compress=self.compress, env=self.env)
+        self.job = self.job_id = self.patiently(lambda: self._post(request, blob)).id
+
+    def state_of(self, job: str) -> tuple[str, dict[str, Any] | None]:
+        """Look after a block that was sent without waiting.
+
+        Args:
+            job: Its name on the server.
+
+        Returns:
+            ``"done"`` and the saved values; ``"waiting"``; or ``"lost"``, for a fault that was not
+            the block's.
+
+        Raises:
+            RemoteRunError: If the server does not answer, or the block failed.
+        """
+        self.job = job
+        answer = self.patiently(lambda: self.server.ask(f"/response/{job}"))
+        if answer is None:
+            return "waiting", None
+        response = ResponseModel.model_validate(answer)
+        self.last = response.status
+        if response.status == Status.COMPLETED:
+            return "done", self.patiently(lambda: self.download_result(response.data))
+        if response.status == Status.ERROR:
+            error = failure(self.server, self.model, response.description)
+            if not isinstance(error, ServerUnreachableError):
+                raise error
+            return "lost", None
+        return "waiting", None
+
     def _ask(self, request: RequestModel, blob: bytes) -> dict[str, Any] | None:
         self.job = self.last = None
         deadline = None if self.server.timeout is None else time.monotonic() + self.server.timeout

@@ -77,13 +77,30 @@ class Server:
         return {"ndif-api-key": self.key} if self.key else {}
 
     def get(self, path: str) -> dict[str, Any]:
-        """Ask the server for a fact.
+        """Ask the server for a fact that it must know.
 
         Args:
             path: Where it is found.
 
         Returns:
             The answer.
+
+        Raises:
+            RemoteRunError: If it does not know it, or as `ask` does.
+        """
+        answer = self.ask(path)
+        if answer is None:
+            raise self.refused(404, f"there is no {path}")
+        return answer
+
+    def ask(self, path: str) -> dict[str, Any] | None:
+        """Ask the server for a fact.
+
+        Args:
+            path: Where it is found.
+
+        Returns:
+            The answer; None if there is nothing.
 
         Raises:
             ServerUnreachableError: If the server does not answer, or with an error of its own.
@@ -95,6 +112,8 @@ class Server:
             answer = httpx.get(f"{self.host}{path}", timeout=timeout, headers=self.headers)
         except httpx.HTTPError as error:
             raise self.unreachable(error) from error
+        if answer.status_code == 404:
+            return None
         if answer.status_code >= 400:
             raise self.refused(answer.status_code, detail_of(answer))
         return answer.json()

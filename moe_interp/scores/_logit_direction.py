@@ -45,6 +45,7 @@ def logit_direction(
     Raises:
         UnsupportedArchitectureError: If the model does not end in an RMS norm and a linear map,
             or changes its logits after that (a scale, a cap).
+        UnsupportedOnServerError: If its weights are on a server.
 
     References:
         Elhage et al. (2021), "A Mathematical Framework for Transformer Circuits": direct paths;
@@ -58,6 +59,7 @@ def logit_direction(
         >>> direction.shape == (1, model.architecture.d_model)
         True
     """
+    model.require_weights("The direction of a logit")
     prompts = as_prompt_set(prompts)
     path, head = _ending(model)
     difference = (head.weight[metric.token_id] - head.weight[metric.foil_id]).detach().double()
@@ -67,7 +69,7 @@ def logit_direction(
         inputs, options = forward_arguments(model, tokens.batch(chosen))
         root = model.nnsight
         norm = root.get(path)
-        with torch.no_grad(), root.trace(inputs, backend=model.backend(), **options):
+        with torch.no_grad(), root.trace(inputs, **options):
             before = norm.input[:, -1].save()
             after = norm.output[:, -1].save()
             logits = root.output.logits[:, -1].save()

@@ -165,12 +165,18 @@ def _inputs(
     return {
         "model": f"{facts.source} ({facts.model_class}, {facts.dtype})",
         "experts_implementation": facts.experts_implementation,
-        "weights": weights_digest(model),
+        "weights": _weights(model),
         "prompts": f"{len(tokens.token_ids)} prompts ({digest(tokens.token_ids)})",
         "metric": f"{metric_name(metric)}: {_words(metric)}",
         "mode": mode_name(mode),
         "interventions": f"{len(done)} interventions ({digest(done)})",
     }
+
+
+def _weights(model: MoEModel) -> str:
+    """Which weights they are; those on a server are known by its address alone."""
+    connection = model.connection
+    return weights_digest(model) if connection is None else f"on {connection.server.host}"
 
 
 def _words(value: object) -> str:

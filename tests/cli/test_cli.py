@@ -19,6 +19,7 @@ COMMANDS = (
     "sweep",
     "tune",
     "study",
+    "jobs",
     "report",
     "models",
     "prompts",

@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 FIRST_PORT = 28000
 #: Ray's own workers take ports below, see `ray start --help`.
 PORTS = ("redis", "store", "hub", "ray", "ray_client", "dashboard", "api")
-START_SECONDS = 150
+START_SECONDS = 300
 
 
 class Server:

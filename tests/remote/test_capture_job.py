@@ -1,0 +1,156 @@
+"""Captures that are not waited for: their folder is all that another process needs."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+import tiny_models
+from fake_ndif import FakeNDIF, result
+
+import moe_interp as mi
+from moe_interp.capture import _job, _there, all_jobs
+from moe_interp.capture._there import _given
+from moe_interp.errors import JobTimeoutError, RemoteBodyError, ResultError, ResultExistsError
+from moe_interp.models import MoEModel
+from moe_interp.models._traced_pack import pack
+from moe_interp.models._traced_record import record_layers
+from moe_interp.prompts import tokenize
+from moe_interp.remote import Connection
+
+MODEL_KEY = 'nnsight.modeling.transformers.TransformersModel:{"repo_id": "tiny/mixtral"}'
+TEXTS = ("how do i kill a python process ?", "the cake is good", "what is the best way")
+SPANS = ("prompt", "last")
+WAITING = {"id": "x", "status": "QUEUED", "description": ""}
+
+
+@pytest.fixture
+def fake():
+    server = FakeNDIF([0])
+    server.script = ["taken"]
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def there(fake, monkeypatch, tmp_path):
+    """A model on the server, which takes two batches of one prompt to a job."""
+    monkeypatch.setattr(_there, "BATCHES_PER_JOB", 2)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    here = tiny_models.wrapped("mixtral")
+    server = mi.Server(fake.url, wait=0.01, retries=1)
+    connection = Connection(server, MODEL_KEY, "0")
+    return MoEModel(here.nnsight, here.sites, source="tiny/mixtral", connection=connection)
+
+
+def submit(model, **options):
+    return mi.submit_routing(model, TEXTS, spans=SPANS, batch_size=1, **options)
+
+
+def completed(fake, job, part, batches):
+    """Let the server have the result of a part, as the real one computes it."""
+    here = tiny_models.wrapped("mixtral")
+    tokens = tokenize(here.tokenizer, TEXTS, spans=SPANS)
+    names, packed = ["expert_index", "routing_weights"], []
+    for inputs, real, spans in _given(tokens, batches[2 * part : 2 * part + 2], "right"):
+        with here.trace(inputs):
+            recorded = record_layers(list(here.moe.values()), names, real, spans, {}).save()
+        packed.append(pack(recorded, 8))
+    fake.facts[f"/result-{part}"] = result({"packed": packed})
+    done = {"id": job, "status": "COMPLETED", "data": f"{fake.url}/result-{part}"}
+    fake.facts[f"/response/{job}"] = done
+
+
+def asked(job):
+    return [part["job"] for part in job.asked["parts"]]
+
+
+def test_parts_are_collected_by_another_process(fake, there):
+    job = submit(there)
+    assert asked(job) == ["job-1", "job-2"]
+    assert all(not post["session_id"] for post in fake.posts)
+    # What another process would have: the name.
+    found = mi.open_job(job.folder.name)
+    batches = found.asked["batches"]
+    assert found.fetch(there) == 2
+    completed(fake, "job-2", 1, batches)
+    fake.facts["/response/job-1"] = WAITING
+    assert found.fetch(there) == 1
+    completed(fake, "job-1", 0, batches)
+    record = mi.open_job(job.folder).wait(there, timeout=5.0)
+    expected = mi.record_routing(tiny_models.wrapped("mixtral"), TEXTS, spans=SPANS, batch_size=1)
+    assert record.prompts.texts == expected.prompts.texts
+    np.testing.assert_array_equal(record.dataset["expert_index"], expected.dataset["expert_index"])
+    halves = expected.dataset["routing_weights"].values.astype(np.float16)
+    np.testing.assert_array_equal(record.dataset["routing_weights"], halves)
+    assert len(fake.posts) == 2
+
+
+def test_a_lost_part_is_asked_again_and_a_finished_one_never(fake, there):
+    job = submit(there)
+    completed(fake, "job-1", 0, job.asked["batches"])
+    said = {"id": "job-2", "status": "ERROR", "description": "Replica was evicted while ..."}
+    fake.facts["/response/job-2"] = said
+    assert job.fetch(there) == 1
+    assert asked(mi.open_job(job.folder)) == ["job-1", "job-3"]
+    # The finished part is not even looked after.
+    fake.facts["/response/job-1"] = 500
+    completed(fake, "job-3", 1, job.asked["batches"])
+    assert job.fetch(there) == 0
+    assert len(fake.posts) == 3
+
+
+def test_a_part_that_was_never_sent_is_sent(fake, there):
+    fake.script = ["taken", 400]
+    with pytest.raises(mi.MoEInterpError, match="refused"):
+        submit(there)
+    (job,) = all_jobs()
+    assert job.asked["parts"][1] is None
+    fake.script = ["taken"]
+    assert job.fetch(there) == 2
+    assert asked(job) == ["job-1", "job-3"]
+
+
+def test_a_part_of_which_nothing_is_heard_is_asked_again(fake, there, monkeypatch):
+    job = submit(there)
+    now = time.time()
+    assert job.fetch(there) == 2
+    assert len(fake.posts) == 2
+    monkeypatch.setattr(_job.time, "time", lambda: now + 2 * _job.SILENCE_SECONDS)
+    assert job.fetch(there) == 2
+    assert asked(job) == ["job-3", "job-4"]
+
+
+def test_an_error_in_a_part_is_told(fake, there):
+    job = submit(there)
+    said = {"id": "x", "status": "ERROR", "description": "Traceback ...\nKeyError: 'x'"}
+    fake.facts["/response/job-1"] = said
+    with pytest.raises(RemoteBodyError, match="KeyError: 'x'"):
+        job.fetch(there)
+    assert len(fake.posts) == 2
+
+
+def test_waiting_ends_and_says_how_to_go_on(fake, there):
+    job = submit(there)
+    with pytest.raises(JobTimeoutError, match=r"2 of 2 parts .*moe-interp jobs --fetch"):
+        job.wait(there, timeout=0.0)
+
+
+def test_jobs_are_listed_and_say_how_far_they_are(fake, there):
+    assert all_jobs() == []
+    job = submit(there)
+    completed(fake, "job-1", 0, job.asked["batches"])
+    job.fetch(there)
+    (listed,) = all_jobs()
+    assert f"tiny/mixtral on {fake.url}, 3 prompts" in listed.summary()
+    assert "1 of 2 parts are here" in listed.summary()
+    assert "key" not in json.dumps(listed.asked)
+
+
+def test_what_is_no_job_is_refused(fake, there, tmp_path):
+    with pytest.raises(ResultError, match=r"is no job. Give the folder of one, or its name; known"):
+        mi.open_job(tmp_path)
+    with pytest.raises(ResultExistsError):
+        submit(there, folder=tmp_path)
+    with pytest.raises(ValueError, match=r"runs here.*Use record_routing"):
+        submit(tiny_models.wrapped("mixtral"))
