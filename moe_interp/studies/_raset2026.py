@@ -159,15 +159,12 @@ def raset2026(
         localized safety enforcement failures in MoE LLMs", arXiv 2605.29708.
 
     Example:
-        >>> import moe_interp as mi
-        >>> model = mi.load_model("organism:topic")
-        >>> prompts = mi.load_prompts("organism", per_topic=8)
-        >>> result = raset2026(
-        ...     model, prompts, rng=np.random.default_rng(0), n_null=19, n_resamples=199,
-        ...     arms=["planted"])
-        >>> row = result.tables["tuning"].iloc[0]
-        >>> float(row["refused_before"]), float(row["refused_after"])
-        (1.0, 0.0)
+        It takes a minute on an organism; ``docs/studies/raset2026.md`` has a run.
+
+        >>> from moe_interp.studies import find_study
+        >>> study = find_study("raset2026")
+        >>> study.run is raset2026, study.reference
+        (True, 'RASET (2026), arXiv 2605.29708')
     """
     check_arms(arms, n_random)
     prompts = prompts.balanced()

@@ -38,8 +38,8 @@ def raset(organism, prompts):
                 organism(name),
                 prompts,
                 rng=np.random.default_rng(0),
-                n_null=19,
-                n_resamples=199,
+                n_null=39,
+                n_resamples=499,
                 n_random_routers=39,
             )
         return done[name]
@@ -61,7 +61,8 @@ def test_on_topic_routing_answers_to_topic_and_hardly_to_intent(raset):
     for vector in ("weights", "probabilities"):
         table = contrasts(raset("topic"), vector)
         assert table.loc["topic", "js_bits"] > 0.1
-        assert table.loc["pair", "over_topic_high"] < 0.05
+        assert table.loc["pair", "over_topic"] < 0.05
+        assert table.loc["pair", "js_bits_high"] < 0.1 * table.loc["topic", "js_bits_low"]
         assert table.loc["pair", "overlap"] > 1.9
         assert table.loc["topic", "overlap"] < 1
         # The floor: other words move routing further than another intent.
@@ -72,8 +73,9 @@ def test_on_topic_routing_answers_to_topic_and_hardly_to_intent(raset):
 def test_on_harm_routing_answers_to_intent_more_than_to_topic(raset):
     for vector in ("weights", "probabilities"):
         table = contrasts(raset("harm"), vector)
-        assert table.loc["pair", "over_topic_low"] > 1
-        assert table.loc["pair", "js_bits_low"] > table.loc["paraphrase", "js_bits_high"]
+        assert table.loc["pair", "over_topic"] > 3
+        assert table.loc["pair", "js_bits_low"] > table.loc["topic", "js_bits_high"]
+        assert table.loc["pair", "js_bits"] > table.loc["paraphrase", "js_bits"]
 
 
 @pytest.mark.long
