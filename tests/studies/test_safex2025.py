@@ -3,6 +3,8 @@ import pytest
 from study_arms import ends_refusal
 
 import moe_interp as mi
+from moe_interp.scores import Scores, StabilitySelection
+from moe_interp.studies._safex2025 import _groups
 
 NAME = "safex2025"
 
@@ -65,3 +67,26 @@ def test_frequencies_are_the_mean_over_prompts(study, organism, prompts):
     ]
     line = study(NAME, "harm").to_frame().query("layer == 2 and expert == 14")
     assert line["frequency_harmful"].item() == pytest.approx(np.mean(of_prompts))
+
+
+def test_the_most_used_are_chosen_on_one_half_and_judged_on_the_other(study, organism, prompts):
+    first, second = prompts.split(rng=np.random.default_rng(0))
+    found = study(NAME, "harm").arm("most_used").null
+    harmful = first.select(first.harm)
+    record = mi.record_routing(
+        organism("harm"), harmful, spans=("prompt",), n_random_routers=0, progress=False
+    )
+    assert found.experts == mi.select_experts(mi.selection_frequency(record), n=8)
+    assert found.n_prompts == second.harm.sum() < prompts.harm.sum()
+
+
+def test_what_is_taken_in_just_so_many_draws_is_stable():
+    """At the threshold itself, as in the paper's intersection of all draws."""
+
+    def scores(*values):
+        return Scores.of_array("p", "fraction", np.array([values]), layers=(1,))
+
+    chosen = StabilitySelection(scores(1.0, 1.0, 0.9), scores(1.0, 0.2, 0.0), 2, 10, 1.0)
+    groups = _groups(chosen)
+    assert str(groups["stable_in_both"]) == "L1E0"
+    assert str(groups["stable_in_harmful_only"]) == "L1E1"

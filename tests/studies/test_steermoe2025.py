@@ -4,7 +4,8 @@ from study_arms import ends_refusal
 
 import moe_interp as mi
 from moe_interp.experts import Expert, ExpertSet
-from moe_interp.studies._steermoe2025 import _at_most, _steerings
+from moe_interp.scores import Scores
+from moe_interp.studies._steermoe2025 import _at_most, _interval, _signed, _steerings
 
 NAME = "steermoe2025"
 
@@ -101,3 +102,32 @@ def test_no_more_experts_are_activated_than_a_layer_can_choose():
     made = _steerings(ranking, [], 3, 2, 2)
     assert set(made) == {"deactivate_positive", "activate_positive"}
     assert str(made["deactivate_positive"][0].named_experts) == "L0E1,L0E2"
+
+
+def test_only_a_difference_of_the_sign_counts():
+    scores = Scores.of_array("rd", "unit", np.array([[0.1, -0.2, 0.0, 0.3, 1e-15]]), layers=(2,))
+    assert [str(one) for one in _signed(scores, 1)] == ["L2E3", "L2E0"]
+    assert [str(one) for one in _signed(scores, -1)] == ["L2E1"]
+
+
+def test_both_steers_both():
+    made = _steerings([Expert(0, 1)], [Expert(0, 2)], 1, 1, 2)
+    on, off = made["both"]
+    assert (str(on.named_experts), on.margin) == ("L0E2", "max")
+    assert (str(off.named_experts), off.margin) == ("L0E1", "min")
+    assert made["deactivate_positive"] == [off]
+    assert made["activate_negative"] == [on]
+
+
+def test_prompts_of_one_wording_do_not_narrow_the_interval(prompts):
+    """What is drawn again are wordings: the same prompt twice in one says nothing new."""
+    twice = mi.PromptSet(
+        [mi.Prompt(p.text, harm=p.harm, wording=p.wording, topic=p.topic) for p in prompts] * 2
+    )
+    rng = np.random.default_rng(1)
+    frequency, tokens = rng.random((len(prompts), 5)), rng.integers(5, 12, len(prompts)) * 1.0
+    once = _interval(frequency, tokens, prompts, 50, np.random.default_rng(0))
+    again = _interval(
+        np.tile(frequency, (2, 1)), np.tile(tokens, 2), twice, 50, np.random.default_rng(0)
+    )
+    np.testing.assert_allclose(again, once)
