@@ -122,6 +122,7 @@ def mesa2026(
     n_experts = len(record.layers) * record.n_experts
     n_selected = max(1, n_experts // 4) if n_selected is None else n_selected
     selection = mesa_select(record, n=n_selected, epsilon=epsilon, column_weight=epsilon)
+    ways = treatments(model, selection, parts, rng)
     options = {
         "seed": int(rng.integers(2**31)),
         "routing_kl": routing_kl,
@@ -139,7 +140,7 @@ def mesa2026(
     }
     before = spread_of(model, **judged, n_null=n_null)
     spreads, rows = {}, [_row("untouched", "-", before, before, None)]
-    for one in treatments(model, selection, parts, rng):
+    for one in ways:
         tuned = mesa_tune(model, one.selection, lessons, **options | one.options)
         draws = n_null if one.name == "mesa" else 0
         with tuned.applied(model):

@@ -1,7 +1,7 @@
 """Parts of the MESA study: lessons, the treatments to compare, and how concentrated refusal is."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -73,7 +73,7 @@ class Treatment:
 
 def treatments(
     model: MoEModel, selection: MesaSelection, parts: Sequence[Part], rng: Generator
-) -> Iterator[Treatment]:
+) -> list[Treatment]:
     """The method, and what it is compared with.
 
     Args:
@@ -82,7 +82,7 @@ def treatments(
         parts: Names of comparisons.
         rng: Source of the random experts.
 
-    Yields:
+    Returns:
         The treatments, the method first.
 
     Raises:
@@ -123,9 +123,8 @@ def treatments(
             {"tokens": "answer"},
         ),
     }
-    yield Treatment("mesa", "selected experts, routers, moved routing", selection)
-    for name in parts:
-        yield Treatment(name, *ways[name])
+    mesa = Treatment("mesa", "selected experts, routers, moved routing", selection)
+    return [mesa, *(Treatment(name, *ways[name]) for name in parts)]
 
 
 def lessons_of(model: MoEModel, prompts: PromptSet, n: int) -> PromptSet:

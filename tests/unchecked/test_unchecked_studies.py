@@ -36,4 +36,4 @@ def test_ids_are_of_the_tokens_routed():
 
 def test_an_unknown_treatment_is_refused():
     with pytest.raises(ValueError, match=r"`parts` must be among \('routers_only', .* got 'sft'"):
-        next(treatments(None, None, ("sft",), np.random.default_rng(0)))
+        treatments(None, None, ("sft",), np.random.default_rng(0))
