@@ -234,5 +234,5 @@ def test_the_code_of_the_page_runs(tmp_path):
     names, n_blocks = doc_pages.run_page("studies/mesa2026.md", tmp_path)
     assert n_blocks == 2
     assert names["result"].numbers["at_least"]["after"] >= 4
-    assert set(names["table"]["treatment"]) == {"untouched", "mesa", "no_transport"}
+    assert set(names["table"]["treatment"]) == {"untouched", "mesa"}
     assert names["curve"].shown[0] > 0.9
