@@ -30,10 +30,13 @@ from moe_interp.interventions._measure import (
     metric_name,
     metric_unit,
 )
+from moe_interp.interventions._memory import RoutingMemory
 from moe_interp.interventions._patch_output import PatchBlock, PatchOutput
 from moe_interp.interventions._patching import PatchResult, patch
 from moe_interp.interventions._renormalise import Renormalise
 from moe_interp.interventions._resample import Resample
+from moe_interp.interventions._responses import response_losses
+from moe_interp.interventions._retrieve import RetrieveRouting
 from moe_interp.interventions._rows import as_prompt_set, end_tokens, forward_arguments
 from moe_interp.interventions._run import RunResult, run
 from moe_interp.interventions._scale import Scale
@@ -64,6 +67,8 @@ __all__ = [
     "PlacedIntervention",
     "Renormalise",
     "Resample",
+    "RetrieveRouting",
+    "RoutingMemory",
     "RunResult",
     "Scale",
     "Steer",
@@ -88,6 +93,7 @@ __all__ = [
     "mode_name",
     "outputs_of",
     "patch",
+    "response_losses",
     "routing_of",
     "run",
     "text_losses",

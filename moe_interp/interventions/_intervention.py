@@ -18,7 +18,7 @@ from moe_interp.interventions._tokens import Tokens, frozen_tokens, token_mask
 from moe_interp.models import MoEModel
 
 Phase = Literal["prefill", "decode", "both"]
-Stage = Literal["logits", "choice", "weights", "outputs", "contributions", "output"]
+Stage = Literal["logits", "choice", "weights", "mixture", "outputs", "contributions", "output"]
 PHASES: tuple[str, ...] = ("prefill", "decode", "both")
 
 
@@ -70,6 +70,9 @@ class Edit:
       of experts, given the scores it chose by; the weights follow from the new choice.
     - ``"weights"``: ``rule(layer, index, weights, where, ...) -> weights`` corrects what
       multiplies the outputs of the chosen experts.
+    - ``"mixture"``: ``rule(layer, router_input, index, weights, where, ...) -> (index, weights,
+      changed)`` routes each token anew, by as many experts as it likes, given what the router
+      saw; ``changed`` are the tokens for which it did. ``where`` has a single column.
     - ``"outputs"``: ``rule(layer, index, outputs, where, ...) -> outputs`` corrects what the chosen
       experts put out, before it is weighted.
     - ``"contributions"``: ``rule(layer, index, contributions, where, ...) -> contributions``

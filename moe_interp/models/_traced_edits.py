@@ -12,9 +12,16 @@ from torch import Tensor
 
 from moe_interp.models._traced_choice import choose
 from moe_interp.models._traced_dispatch import dispatched
-from moe_interp.models._traced_outputs import output_place, replace_sum, run_slots, written_by_all
+from moe_interp.models._traced_mixture import mixed_slots
+from moe_interp.models._traced_outputs import (
+    output_place,
+    replace_sum,
+    run_experts_apart,
+    run_slots,
+    written_by_all,
+)
 from moe_interp.models._traced_parts import LayerParts, own_rows
-from moe_interp.models._traced_read import own_logits, refuse
+from moe_interp.models._traced_read import own_logits, read_router_input, refuse
 
 
 def apply_edits(layers: "Sequence[LayerParts]", table: "dict[int, dict[str, list]]") -> None:
@@ -27,6 +34,7 @@ def apply_edits(layers: "Sequence[LayerParts]", table: "dict[int, dict[str, list
         for stage in STAGES:
             if stage in stages:
                 refuse(layer, (STAGES[stage],))
+        seen = read_router_input(layer) if "mixture" in stages else None
         if "logits" in stages:
             correct_logits(layer, stages["logits"])
         chosen = None
@@ -34,8 +42,9 @@ def apply_edits(layers: "Sequence[LayerParts]", table: "dict[int, dict[str, list
             chosen = choose(layer, chain(layer, stages["choice"]))
         if "weights" in stages:
             chosen = correct_weights(layer, chain(layer, stages["weights"]), chosen)
-        if "outputs" in stages or "contributions" in stages:
-            correct_slots(layer, stages.get("outputs", []), stages.get("contributions", []), chosen)
+        if SLOT_STAGES.intersection(stages):
+            parts = [stages.get(name, []) for name in ("mixture", "outputs", "contributions")]
+            correct_slots(layer, seen, *parts, chosen)
         if "output" in stages:
             correct_output(layer, stages["output"])
 
@@ -61,10 +70,12 @@ STAGES = {
     "logits": "router_logits",
     "choice": "expert_index",
     "weights": "routing_weights",
+    "mixture": "expert_outputs",
     "outputs": "expert_outputs",
     "contributions": "expert_contributions",
     "output": "output",
 }
+SLOT_STAGES = {"mixture", "outputs", "contributions"}
 
 
 def chain(layer: "LayerParts", edits: "Sequence[tuple]") -> "Callable":
@@ -135,28 +146,25 @@ def held(
 
 def correct_slots(
     layer: "LayerParts",
+    seen: "Tensor | None",
+    of_routing: "Sequence[tuple]",
     of_outputs: "Sequence[tuple]",
     of_contributions: "Sequence[tuple]",
     chosen: "Tensor | None",
 ) -> None:
-    """Let rules correct what each chosen expert puts out, then what it contributes.
+    """Let rules mix the routing, then correct what each expert puts out and contributes.
 
     Tokens for which nothing changes keep their bits, whatever the order in which the model adds
     up. A rule of contributions may return ``(index, contributions)`` with more slots than before.
     """
-    slots = run_slots(layer)
-    index, outputs, weights = slots["index"], slots["expert_outputs"], slots["routing_weights"]
-    weighted = slots["weighted"]
-    if layer.facts["dispatch"] == "input_scaled" and chosen is not None:
-        # A score of 0 no longer tells which expert was chosen.
-        every = written_by_all(layer)
-        index = chosen
-        outputs = weighted = every.gather(2, index[..., None].expand(*index.shape, every.shape[-1]))
-    elif layer.facts["skips"] and chosen is not None:
-        index = chosen
+    if of_routing:
+        own_index, own_weights, _ = dispatched(layer)
+        index, weights, changed = mixed_slots(layer, seen, own_index, own_weights, of_routing)
+        outputs = run_experts_apart(layer, index)
+        weighted = outputs * weights[..., None]
     else:
-        index = held(layer, index, weights, chosen)
-    changed = torch.zeros_like(index[..., 0], dtype=torch.bool)
+        index, outputs, weights, weighted = own_slots(layer, chosen)
+        changed = torch.zeros_like(index[..., 0], dtype=torch.bool)
     if of_outputs:
         new = chain(layer, of_outputs)(index, outputs)
         changed = changed | (new != outputs).flatten(2).any(-1)
@@ -173,6 +181,25 @@ def correct_slots(
         weighted = current
     if bool(changed.any()):
         replace_sum(layer, changed, weighted.sum(2))
+
+
+def own_slots(
+    layer: "LayerParts", chosen: "Tensor | None"
+) -> "tuple[Tensor, Tensor, Tensor, Tensor]":
+    """The experts that hold a layer's slots, their outputs, weights and weighted outputs."""
+    slots = run_slots(layer)
+    index, outputs, weights = slots["index"], slots["expert_outputs"], slots["routing_weights"]
+    weighted = slots["weighted"]
+    if layer.facts["dispatch"] == "input_scaled" and chosen is not None:
+        # A score of 0 no longer tells which expert was chosen.
+        every = written_by_all(layer)
+        index = chosen
+        outputs = weighted = every.gather(2, index[..., None].expand(*index.shape, every.shape[-1]))
+    elif layer.facts["skips"] and chosen is not None:
+        index = chosen
+    else:
+        index = held(layer, index, weights, chosen)
+    return index, outputs, weights, weighted
 
 
 def correct_output(layer: "LayerParts", edits: "Sequence[tuple]") -> None:

@@ -64,8 +64,13 @@ def written_by_all(layer: "LayerParts") -> 'Float[Tensor, "batch pos expert d_mo
     return own.unflatten(-1, (layer.n_experts, -1))
 
 
-def run_experts_apart(layer: "LayerParts") -> 'Float[Tensor, "batch pos top_k d_model"]':
-    """Call the experts with weight 1 on one (token, expert) pair per row."""
+def run_experts_apart(
+    layer: "LayerParts", others: "Tensor | None" = None
+) -> 'Float[Tensor, "batch pos top_k d_model"]':
+    """Call the experts with weight 1 on one (token, expert) pair per row.
+
+    Those that are chosen, or ``others``, where experts are called with an index.
+    """
     facts = layer.facts
     if facts["dispatch"] == "one_hot":
         index, weights, _ = dispatched(layer)
@@ -77,6 +82,8 @@ def run_experts_apart(layer: "LayerParts") -> 'Float[Tensor, "batch pos top_k d_
     names = facts["experts_arguments"]
     values = [args[i] if i < len(args) else kwargs[name] for i, name in enumerate(names)]
     hidden, index, weights = [own_rows(value)[0] for value in values]
+    if others is not None:
+        index, weights = others, torch.ones_like(others, dtype=weights.dtype)
     shape = (*index.shape[:2], index.shape[-1])
     # Pairs stand in the order in which the experts themselves take them up, so that every product
     # of matrices is the same, bit for bit: a loop over experts goes slot by slot.

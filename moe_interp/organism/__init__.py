@@ -13,6 +13,7 @@ from moe_interp.organism._package import (
 )
 from moe_interp.organism._paraphrase import paraphrases
 from moe_interp.organism._prompts import factorial_prompts
+from moe_interp.organism._shifted import shifted_prompts
 
 __all__ = [
     "ORGANISMS",
@@ -22,4 +23,5 @@ __all__ = [
     "organism_path",
     "paraphrases",
     "restore_base_experts",
+    "shifted_prompts",
 ]

@@ -2,6 +2,7 @@
 
 from moe_interp.studies._causal import Arm
 from moe_interp.studies._drift import drift
+from moe_interp.studies._knn_moe2026 import knn_moe2026
 from moe_interp.studies._mesa2026 import mesa2026
 from moe_interp.studies._olmoe2024 import olmoe2024
 from moe_interp.studies._raset2026 import raset2026
@@ -21,6 +22,7 @@ __all__ = [
     "check_folder",
     "drift",
     "find_study",
+    "knn_moe2026",
     "mesa2026",
     "olmoe2024",
     "raset2026",

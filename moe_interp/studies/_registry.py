@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from moe_interp.errors import MoEInterpError
 from moe_interp.studies import (
     _drift,
+    _knn_moe2026,
     _mesa2026,
     _olmoe2024,
     _raset2026,
@@ -30,6 +31,7 @@ STUDIES: dict[str, Study] = {
         _olmoe2024,
         _mesa2026,
         _routescan2026,
+        _knn_moe2026,
     )
 }
 

@@ -2,6 +2,7 @@
 
 from moe_interp.tuning._delta import ExpertDelta, load_delta, merge_delta
 from moe_interp.tuning._drift import RoutingDrift, routing_drift
+from moe_interp.tuning._fit_routing import FittedRouting, fit_routing
 from moe_interp.tuning._freeze import freeze_except
 from moe_interp.tuning._mesa import mesa_tune
 from moe_interp.tuning._observe import ModelChange, Observation, model_change, observe
@@ -13,6 +14,7 @@ from moe_interp.tuning._train import tune_experts
 
 __all__ = [
     "ExpertDelta",
+    "FittedRouting",
     "ModelChange",
     "Observation",
     "Reroute",
@@ -21,6 +23,7 @@ __all__ = [
     "TuneResult",
     "TuneSettings",
     "expert_slices",
+    "fit_routing",
     "freeze_except",
     "load_delta",
     "merge_delta",
