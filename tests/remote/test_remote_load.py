@@ -68,7 +68,8 @@ def test_a_dense_model_is_refused_before_any_server_is_asked(cached, tmp_path):
     from transformers import LlamaConfig
 
     folder = tmp_path / "dense"
-    LlamaConfig(num_hidden_layers=1, hidden_size=16, intermediate_size=16).save_pretrained(folder)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    LlamaConfig(num_hidden_layers=1, **sizes).save_pretrained(folder)
     keep(tmp_path, "tiny/dense", folder)
     with pytest.raises(NotMoEError):
         load_model("tiny/dense", remote=NOWHERE)
