@@ -117,3 +117,10 @@ def test_what_is_no_order_is_refused(topic_model, halves, refusal, use):
         of([1.0, 0.0]).n_needed(1.0)
     with pytest.raises(ValueError, match="No prompt shows the behaviour"):
         of([0.0, 0.0]).n_needed()
+
+
+def test_a_prompt_at_the_threshold_does_not_show_it(topic_model, halves):
+    found = ablation_curve(
+        topic_model, halves[1].select(range(2)), ["L0E3"], metric=lambda logits: 0 * logits[:, 0]
+    )
+    assert found.shown.tolist() == [0, 0]
