@@ -155,6 +155,7 @@ def drift(
         first = load_model(base) if isinstance(base, str) else base
         judged_on, made = prompts, {"model": lambda: nullcontext(model)}
     else:
+        _need_organism(model)
         trained_on, judged_on = prompts.split(rng=rng)
         seed = int(rng.integers(2**31))
         first = model
@@ -208,6 +209,14 @@ def drift(
     )
 
 
+def _need_organism(model: MoEModel) -> None:
+    if not is_organism(model):
+        raise DesignError(
+            f"Drift is between two checkpoints, and {model.id!r} is one. Pass the first as `base=` "
+            "(--base in a shell), such as the model before it was fine-tuned."
+        )
+
+
 def _copies(
     model: MoEModel,
     lessons_from: PromptSet,
@@ -219,11 +228,6 @@ def _copies(
     seed: int,
 ) -> dict[str, Callable[[], AbstractContextManager[MoEModel]]]:
     """Second checkpoints of an organism, by what was changed; made when they are asked for."""
-    if not is_organism(model):
-        raise DesignError(
-            f"Drift is between two checkpoints, and {model.id!r} is one. Pass the first as `base=` "
-            "(--base in a shell), such as the model before it was fine-tuned."
-        )
     harmless = lessons_from.select(~lessons_from.harm)
     answers = run(model, harmless, max_new_tokens=ANSWER_TOKENS).texts
     lessons = lessons_of(model, lessons_from, answers, model.card["refusal"]["text"])

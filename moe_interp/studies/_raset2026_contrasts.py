@@ -59,6 +59,8 @@ def routing_contrasts(
                 one: vector(record, span=one).array.values for one in dict.fromkeys((span, WHOLE))
             }
         except DesignError:
+            if kind == "weights":
+                raise
             # A router whose scores are no probabilities: its weights are compared alone.
             continue
         options = {"top_k": record.top_k, "layers": record.layers}
