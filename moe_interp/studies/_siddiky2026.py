@@ -189,9 +189,13 @@ def _dominance(one: _Measured, prompts: PromptSet, chosen: PromptSet) -> Scores:
 
 
 def _largest(values: Float[ndarray, "layer expert"], like: Scores, n: int) -> ExpertSet:
-    """The `n` largest of those above 0: an expert that a group does not prefer is not dominant."""
+    """The `n` largest of those above 0: an expert that a group does not prefer is not dominant.
+
+    What is within rounding of 0 is none.
+    """
     scores = Scores.of_array(like.name, like.unit, values, layers=like.layers)
-    return ExpertSet(expert for expert, value in scores.top(n) if value > 0)
+    least = 1e-9 * np.abs(values).max()
+    return ExpertSet(expert for expert, value in scores.top(n) if value > least)
 
 
 def _test(one: _Measured, prompts: PromptSet, n_resamples: int, rng: Generator) -> PairedTest:

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 
 import moe_interp as mi
 from moe_interp.errors import DesignError
-from moe_interp.studies import olmoe2024
+from moe_interp.studies import _olmoe2024, olmoe2024
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +101,43 @@ def test_harm_is_not_needed(organism, prompts):
     )
     found = olmoe2024(organism("topic"), plain, rng=np.random.default_rng(0), n_resamples=9)
     assert len(found.to_frame()) == 64
+
+
+def test_topics_are_exchanged_within_wordings_where_these_repeat(organism, prompts, monkeypatch):
+    asked = {}
+    real = _olmoe2024.domain_specialisation
+
+    def spy(count, tokens, domains, **options):
+        asked.update(options, domains=domains)
+        return real(count, tokens, domains, **options)
+
+    monkeypatch.setattr(_olmoe2024, "domain_specialisation", spy)
+    options = {"n_resamples": 9, "n_bootstrap": 9}
+    olmoe2024(organism("topic"), prompts, rng=np.random.default_rng(0), **options)
+    strata, domains = np.array(asked["strata"]), np.array(asked["domains"])
+    assert len(strata) == prompts.n_pairs
+    assert len(set(strata.tolist())) == len(set(prompts.wordings))
+    # Every wording occurs once in every topic.
+    for stratum in set(strata.tolist()):
+        assert sorted(domains[strata == stratum]) == sorted(set(prompts.topics))
+    own = mi.PromptSet(
+        [mi.Prompt(p.text, topic=p.topic, pair=p.pair, harm=p.harm) for p in prompts]
+    )
+    olmoe2024(organism("topic"), own, rng=np.random.default_rng(0), **options)
+    assert asked["strata"] is None
+
+
+def test_intervals_are_those_of_a_t_test_across_units():
+    values = np.random.default_rng(0).normal(size=(60, 2))
+    unit = np.repeat(np.arange(6), 10)
+    low, high = _olmoe2024._unit_interval(values, unit)
+    means = values.reshape(6, 10, 2).mean(axis=1)
+    expected = ttest_1samp(means, 0).confidence_interval(0.95)
+    np.testing.assert_allclose((low, high), (expected.low, expected.high))
+
+
+def test_favourites_of_words_beat_the_most_used_expert(described):
+    """Held out, they do a little worse than on the prompts they were chosen on."""
+    layers = described["topic"].tables["layers"]
+    assert (layers["vocabulary_held_out"] > layers["vocabulary_most_used"]).mean() > 0.5
+    assert described["topic"].numbers["chance_share"] == 2 / 16

@@ -3,6 +3,8 @@ import pytest
 from study_arms import ends_refusal
 
 import moe_interp as mi
+from moe_interp.scores import Scores
+from moe_interp.studies._siddiky2026 import _largest
 
 NAME = "siddiky2026"
 
@@ -97,3 +99,15 @@ def test_experts_are_chosen_on_one_half_and_judged_on_the_other(study):
     settings = found.settings
     assert settings["chosen on"] + settings["judged on"] == found.prompts["n"]
     assert found.arms[0].null.n_prompts == settings["judged on"] / 2
+
+
+def test_an_expert_that_a_group_does_not_prefer_is_not_dominant():
+    scores = Scores.of_array("score", "unit", np.zeros((1, 4)), layers=(2,))
+    values = np.array([[0.3, -0.1, 1e-17, 0.2]])
+    assert str(_largest(values, scores, 3)) == "L2E0,L2E3"
+
+
+def test_some_experts_differ_between_groups_on_harm(study):
+    """Without any, what the classes are is not tested above."""
+    classes = set(study(NAME, "harm").to_frame()["activation_class"])
+    assert classes == {"shared", "harmful-dominant", "benign-dominant"}
