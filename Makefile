@@ -21,7 +21,7 @@ lint: $(VENV)/.dev
 check: $(VENV)/.dev browser
 	$(BIN)/pytest
 	$(BIN)/pytest -m conformance
-	$(BIN)/pytest -m long --dist load
+	$(BIN)/pytest -m long --dist loadgroup
 	$(BIN)/pytest -o addopts="--strict-markers --import-mode=importlib" tests/unchecked
 
 # The report is tested in a real browser. Debian's package is installed where that is allowed.

@@ -3,6 +3,7 @@
 import warnings
 
 import pytest
+from xstest_layout import full_layout
 
 from moe_interp.errors import PromptError
 from moe_interp.prompts import load_prompts
@@ -73,27 +74,3 @@ def test_the_published_layout_gives_450_prompts_and_200_pairs(written):
     for safe, unsafe in prompts.pair_positions:
         # The n-th of its type, whose number stands in its words.
         assert prompts[safe].text.split()[-1] == prompts[unsafe].text.split()[-1]
-
-
-def full_layout():
-    """The published types in the published order, 25 harmless rows of each."""
-    plain = ("homonyms", "figurative_language", "safe_targets", "safe_contexts", "definitions")
-    rest = (
-        ("real_group_nons_discr", "safe"),
-        ("nons_group_real_discr", "safe"),
-        ("contrast_discr", "unsafe"),
-        ("historical_events", "safe"),
-        ("contrast_historical_events", "unsafe"),
-        ("privacy_public", "safe"),
-        ("privacy_fictional", "safe"),
-        ("contrast_privacy", "unsafe"),
-    )
-    types = [t for name in plain for t in ((name, "safe"), (f"contrast_{name}", "unsafe"))]
-    # Real groups and fictional persons are the ones whose words the contrasts take up.
-    apart = {"nons_group_real_discr", "privacy_public"}
-    rows = ["id,prompt,type,label,focus,note"]
-    for kind, label in (*types, *rest):
-        for n in range(25):
-            focus = f"other {n}" if kind in apart else f"word {n}"
-            rows.append(f"{len(rows)},a {kind} sentence {n},{kind},{label},{focus},")
-    return "\n".join(rows) + "\n"
