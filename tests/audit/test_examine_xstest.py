@@ -76,9 +76,6 @@ def test_every_part_is_told_of_the_pairs(record, found):
 
 def test_untrained_routers_are_found_to_follow_nothing_of_their_own(found):
     assert found["verdict"].label == "neither"
-    for own in found["decoding"].splits.values():
-        assert own.baseline("random_router").difference_low < 0
-        assert own.baseline("hidden_state").difference_low < 0
 
 
 def test_what_xstest_does_not_say_is_refused_by_name(found):
