@@ -21,7 +21,7 @@ lint: $(VENV)/.dev
 check: $(VENV)/.dev browser
 	$(BIN)/pytest
 	$(BIN)/pytest -m conformance
-	$(BIN)/pytest -m long --dist load
+	$(BIN)/pytest -m long --dist loadgroup
 	$(BIN)/pytest -o addopts="--strict-markers --import-mode=importlib" tests/unchecked
 
 # A real NDIF server, on this machine alone; what it runs on is built once, under .ndif/.

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from moe_interp.audit._words import controls_line
 from moe_interp.capture import RoutingRecord, open_record
 from moe_interp.errors import ResultError, ResultExistsError
 from moe_interp.viz import write_report
@@ -145,6 +146,9 @@ def _summary_lines(results: dict[str, Any]) -> list[str]:
         lines += _share_lines(results, span)
     if results["verdict_note"]:
         lines += ["", results["verdict_note"]]
+    if results.get("sensitivity"):
+        lines += ["", controls_line(results["sensitivity"])]
+        lines += [f"What would change it: {results['what_would_change'][results['primary_span']]}"]
     lines += ["", results["causal"]["sentence"]]
     if results["truth"]:
         lines += [results["truth"]["sentence"]]

@@ -17,11 +17,13 @@ from moe_interp.audit._words import METHOD, card_truth, spans_note
 from moe_interp.capture import RoutingRecord, check_confounds, record_routing
 from moe_interp.errors import DesignError
 from moe_interp.models import MoEModel
-from moe_interp.prompts import PromptSet
+from moe_interp.prompts import PromptSet, pair_report
 from moe_interp.scores import selection_frequency
 from moe_interp.stats import ExpertTests, Verdict, design_effect, expert_tests, verdict
 
 SPANS = ("user", "prompt", "last")
+# The same tokens in both members of a pair, and as many: what differs is what they have read.
+SHARED_END = "after_divergence"
 # Seven controls at full resolution would take as long as everything before them.
 N_CONTROL_RESAMPLES = 999
 _PACKAGES = ("torch", "transformers", "nnsight", "numpy", "scipy", "xarray", "zarr", "plotly")
@@ -49,6 +51,10 @@ def run_audit(
     experts of the same layers with like use, and beside the experts whose use differs most
     between harmful and harmless prompts. The verdict is that of the span ``user``.
 
+    Where every prompt has a partner and ends with the same tokens as this one, that end is a span
+    too (``after_divergence``): what harm does there is due neither to which tokens are read nor to
+    how many.
+
     Args:
         model: The model.
         prompts: Prompts with topic and harm; a topic with one harm level is left out.
@@ -73,8 +79,9 @@ def run_audit(
     Example:
         >>> import moe_interp as mi
         >>> model = mi.load_model("organism:topic")
-        >>> prompts = mi.load_prompts("organism", per_topic=16)
-        >>> mi.run_audit(model, prompts, n_resamples=199).results["verdict"]
+        >>> prompts = mi.load_prompts("organism", per_topic=8)
+        >>> few = {"n_resamples": 199, "n_random_routers": 39, "n_null": 20}
+        >>> mi.run_audit(model, prompts, **few).results["verdict"]
         'topic_driven'
     """
     seconds: dict[str, float] = {}
@@ -86,12 +93,13 @@ def run_audit(
     left_out = [str(warning.message) for warning in heard]
     for message in left_out:
         warnings.warn(message, stacklevel=2)
+    spans = _spans(model, prompts)
 
     with _timed(seconds, "capture"):
         record = record_routing(
             model,
             prompts,
-            spans=SPANS,
+            spans=spans,
             batch_size=batch_size,
             n_random_routers=n_random_routers,
             rng=routers,
@@ -106,7 +114,7 @@ def run_audit(
                 rng=relabel,
                 alpha=alpha,
             )
-            for span in SPANS
+            for span in spans
         }
         tests = expert_tests(record.profile(SPANS[0]), n_resamples=n_resamples, rng=per_expert)
     with _timed(seconds, "controls"):
@@ -128,6 +136,13 @@ def run_audit(
     results = _results(model, prompts, left_out, seed, verdicts, tests, check, seconds)
     results["sensitivity"] = sensitivity
     return AuditResult(results=results, record=record)
+
+
+def _spans(model: MoEModel, prompts: PromptSet) -> tuple[str, ...]:
+    if prompts.unpaired:
+        return SPANS
+    pairs = pair_report(prompts, tokenizer=model.tokenizer).pairs
+    return (*SPANS, SHARED_END) if all(pair.n_suffix for pair in pairs) else SPANS
 
 
 def _sensitivity(
@@ -167,7 +182,7 @@ def _results(
         "schema_version": SCHEMA_VERSION,
         "model": {"id": model.id, **model.architecture.to_dict(), "card": model.card},
         "prompts": _prompts(prompts, primary, left_out),
-        "spans": list(SPANS),
+        "spans": list(verdicts),
         "primary_span": SPANS[0],
         "seed": seed,
         "decomposition": [

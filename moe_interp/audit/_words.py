@@ -13,6 +13,9 @@ METHOD = {
     "jackknife (95 %).",
     "random_router": "Gaussian router matrices on the same router inputs with the same top-k; "
     "what they show is inherited from the hidden states.",
+    "after_divergence": "The tokens that both members of a pair end with, where all pairs have "
+    "such: the same tokens, and as many, in either member, so that a difference between these can "
+    "only come from what was read before.",
     "expert_test": "Difference between harmful and harmless prompts in an expert's share of the "
     "routing, within topics; p_adjusted by the maximum statistic over all experts, q by "
     "Benjamini-Hochberg.",
@@ -38,6 +41,36 @@ def spans_note(verdicts: Mapping[str, str]) -> str:
         return ""
     each = ", ".join(f"{label} on {span} tokens" for span, label in verdicts.items())
     return f"The answer depends on which tokens are asked: {each}. No claim holds without its span."
+
+
+def controls_line(sensitivity: Mapping[str, Any]) -> str:
+    """Say what could have fooled the verdict: which controls were run, and which change it.
+
+    Args:
+        sensitivity: The verdict with confounds taken out, as results have it.
+
+    Returns:
+        One sentence.
+    """
+    span = sensitivity["span"]
+    if sensitivity["refused"]:
+        return f"No control was run on {span} tokens: {sensitivity['refused']}"
+    others = [row for row in sensitivity["rows"] if row["control"] != "none"]
+    ran = [_plain(row["control"]) for row in others if row["topic"] is not None]
+    changing = [_plain(name) for name in sensitivity["changing"]]
+    said = (
+        f"What could have fooled it: the verdict on {span} tokens changes under "
+        f"{', '.join(changing)} (controls: {', '.join(ran)})."
+        if changing
+        else f"What could have fooled it: no control changes the verdict on {span} tokens "
+        f"({', '.join(ran)})."
+    )
+    undone = [_plain(row["control"]) for row in others if row["topic"] is None]
+    return said + (f" Not run: {', '.join(undone)}." if undone else "")
+
+
+def _plain(control: str) -> str:
+    return control.replace("_", " ")
 
 
 def card_truth(card: Mapping[str, Any] | None, selected: ExpertSet) -> dict[str, Any] | None:

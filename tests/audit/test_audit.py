@@ -1,5 +1,6 @@
 """The whole audit against planted truth: what each organism's card says must come out."""
 
+import dataclasses
 import json
 import math
 
@@ -8,9 +9,16 @@ import pytest
 
 import moe_interp as mi
 from moe_interp.audit import read_audit
-from moe_interp.audit._run import _sensitivity
+from moe_interp.audit._run import SPANS, _sensitivity, _spans
+from moe_interp.audit._words import controls_line
 from moe_interp.errors import DesignError, PromptError, ResultError, ResultExistsError
 from moe_interp.organism import card
+
+
+def long(name):
+    """One of the audits that take a minute; on one worker, which then makes it once."""
+    return pytest.param(name, marks=[pytest.mark.long, pytest.mark.xdist_group(f"audit-{name}")])
+
 
 PROMISED = {
     "schema_version", "model", "prompts", "spans", "seed", "decomposition", "p_harm", "p_topic",
@@ -19,14 +27,19 @@ PROMISED = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["topic", "harm", "null", "decoy"])
+@pytest.mark.parametrize("name", ["topic", long("harm"), long("null"), long("decoy")])
 def test_the_verdicts_are_those_of_the_card(audited, name):
     results = audited(name).results
-    assert results["verdicts"] == card(name)["verdicts"]
+    promised = card(name)["verdicts"]
+    assert {span: results["verdicts"][span] for span in promised} == promised
     assert results["verdict"] == results["verdicts"]["user"]
+    # What pairs end with has read the words that differ, and is itself the same.
+    assert results["verdicts"]["after_divergence"] == promised["user"]
+    assert list(results["verdicts"]) == results["spans"] == [*promised, "after_divergence"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.xdist_group("audit-natural")
 def test_the_spans_of_the_natural_organism_disagree_and_the_audit_says_so(audited):
     results = audited("natural").results
     assert results["verdicts"]["user"] == "neither"
@@ -37,7 +50,7 @@ def test_the_spans_of_the_natural_organism_disagree_and_the_audit_says_so(audite
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["topic", "harm"])
+@pytest.mark.parametrize("name", ["topic", long("harm")])
 def test_the_planted_experts_are_found_and_their_ablation_beats_the_matched_null(audited, name):
     results = audited(name).results
     assert results["truth"]["precision"] == 1.0
@@ -64,7 +77,8 @@ def test_frequency_contrast_finds_none_of_the_experts_that_every_prompt_uses(aud
     assert not contrast["causal"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.xdist_group("audit-decoy")
 def test_the_decoys_are_called_harm_routed_and_not_causal(audited):
     results = audited("decoy").results
     routed = {
@@ -78,7 +92,8 @@ def test_the_decoys_are_called_harm_routed_and_not_causal(audited):
     assert contrast["observed"] >= 0.9
 
 
-@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.xdist_group("audit-decoy")
 def test_a_set_that_also_spoils_harmless_answers_is_not_called_specific(audited):
     results = audited("decoy").results
     selected = results["causal"]
@@ -88,7 +103,7 @@ def test_a_set_that_also_spoils_harmless_answers_is_not_called_specific(audited)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["topic", "harm"])
+@pytest.mark.parametrize("name", ["topic", long("harm")])
 def test_the_verdict_is_shown_with_confounds_taken_out(audited, name):
     found = audited(name).results["sensitivity"]
     assert found["refused"] is None
@@ -101,7 +116,69 @@ def test_the_verdict_is_shown_with_confounds_taken_out(audited, name):
     strong = {"topic": "topic", "harm": "harm"}[name]
     assert all(row[f"finds_{strong}"] for row in controls.values())
     assert "design effect" in found["dispersion"]
-    assert set(audited(name).results["what_would_change"]) == {"user", "prompt", "last"}
+    assert list(audited(name).results["what_would_change"]) == audited(name).results["spans"]
+
+
+def test_the_text_says_what_could_have_fooled_the_verdict_and_what_would_change_it(audited):
+    result = audited("topic")
+    said = result.summary().splitlines()
+    place = said.index(
+        "What could have fooled it: no control changes the verdict on user tokens (length, "
+        "lexical, first choice, plain shares, position, token identity)."
+    )
+    assert said[place + 1] == (
+        f"What would change it: {result.results['what_would_change']['user']}"
+    )
+    older = {name: own for name, own in result.results.items() if name != "sensitivity"}
+    assert "fooled" not in dataclasses.replace(result, results=older).summary()
+
+
+@pytest.mark.parametrize(
+    ("changing", "lengths", "expected"),
+    [
+        ([], 0.1, "no control changes the verdict on user tokens (length, token identity)."),
+        (
+            ["token_identity"],
+            0.1,
+            "the verdict on user tokens changes under token identity (controls: length, token "
+            "identity).",
+        ),
+        (
+            [],
+            None,
+            "no control changes the verdict on user tokens (token identity). Not run: length.",
+        ),
+    ],
+)
+def test_controls_are_told_in_a_line(changing, lengths, expected):
+    rows = [
+        {"control": "none", "topic": 0.1},
+        {"control": "length", "topic": lengths},
+        {"control": "token_identity", "topic": 0.1},
+    ]
+    found = {"span": "user", "refused": None, "rows": rows, "changing": changing}
+    assert controls_line(found) == f"What could have fooled it: {expected}"
+    refused = found | {"rows": [], "changing": [], "refused": "Too few units."}
+    assert controls_line(refused) == "No control was run on user tokens: Too few units."
+
+
+def test_what_pairs_end_with_is_asked_only_where_all_end_alike(tiny_checkpoint):
+    model = mi.load_model(str(tiny_checkpoint("olmoe")), check=False)
+
+    def pairs(*ends):
+        return mi.PromptSet(
+            [
+                mi.Prompt(text, topic="t", harm=harm, pair=str(number))
+                for number, both in enumerate(ends)
+                for harm, text in zip((False, True), both, strict=True)
+            ]
+        )
+
+    alike, apart = ("the cat sat", "the dog sat"), ("the cat", "the dog")
+    assert _spans(model, pairs(alike, alike)) == (*SPANS, "after_divergence")
+    assert _spans(model, pairs(alike, apart)) == SPANS
+    assert _spans(model, pairs(alike, alike).select([0, 1, 2])) == SPANS
+    assert _spans(model, pairs(alike, alike).select([0])) == SPANS
 
 
 def test_prompts_too_few_for_controls_say_so(monkeypatch, audited):
@@ -118,7 +195,7 @@ def test_the_results_hold_what_is_promised_and_survive_json(audited):
     assert set(plain) >= PROMISED
     assert json.loads(json.dumps(plain)) == plain
     assert len(plain["experts"]) == 4 * 16
-    assert len(plain["decomposition"]) == 3 * (4 + 1)
+    assert len(plain["decomposition"]) == 4 * (4 + 1)
     row = plain["decomposition"][0]
     for factor in ("topic", "harm", "interaction"):
         assert row[f"{factor}_low"] <= row[factor] <= row[f"{factor}_high"]
@@ -126,7 +203,8 @@ def test_the_results_hold_what_is_promised_and_survive_json(audited):
     assert math.isclose(plain["causal"]["null_mean"], np.mean(plain["causal"]["null"]))
 
 
-@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.xdist_group("audit-topic")
 def test_the_same_seed_gives_the_same_results_apart_from_the_time(audited):
     model = mi.load_model("organism:topic")
     prompts = mi.load_prompts("organism", per_topic=16)
@@ -135,7 +213,8 @@ def test_the_same_seed_gives_the_same_results_apart_from_the_time(audited):
     assert {**again, "seconds": None} == {**first, "seconds": None}
 
 
-@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.xdist_group("audit-topic")
 def test_batch_size_does_not_change_the_numbers(audited):
     model = mi.load_model("organism:topic")
     prompts = mi.load_prompts("organism", per_topic=16)
@@ -187,8 +266,8 @@ def test_an_older_result_and_other_files_are_safe(audited, tmp_path):
 
 @pytest.mark.slow
 def test_a_failure_while_saving_leaves_the_older_result(audited, tmp_path, monkeypatch):
-    out = tmp_path / "out"
-    audited("topic").save(out)
+    out, result = tmp_path / "out", audited("topic")
+    result.save(out)
     before = (out / "results.json").read_bytes()
 
     def fail(*_args, **_options):
@@ -196,7 +275,7 @@ def test_a_failure_while_saving_leaves_the_older_result(audited, tmp_path, monke
 
     monkeypatch.setattr("moe_interp.audit._result.write_report", fail)
     with pytest.raises(OSError, match="disk full"):
-        audited("harm").save(out, force=True)
+        dataclasses.replace(result, results=result.results | {"seed": 1}).save(out, force=True)
     assert (out / "results.json").read_bytes() == before
     assert {path.name for path in out.iterdir()} == {
         "results.json", "experts.csv", "record.zarr", "report.html",

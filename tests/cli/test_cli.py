@@ -88,7 +88,7 @@ def test_a_record_is_written_and_opens_again(cli, tmp_path, tiny_checkpoint):
     assert cli(*arguments, "--force")[0] == 0
 
 
-def test_a_record_is_tested_without_a_model(cli, tmp_path):
+def a_record(folder):
     record = mi.record_routing(
         mi.load_model("organism:topic", check=False),
         mi.load_prompts("organism", per_topic=8),
@@ -96,17 +96,28 @@ def test_a_record_is_tested_without_a_model(cli, tmp_path):
         rng=np.random.default_rng(0),
         progress=False,
     )
-    record.save(tmp_path / "routing.zarr")
+    record.save(folder / "routing.zarr")
+    return folder / "routing.zarr"
+
+
+@pytest.mark.long
+def test_a_record_is_tested_without_a_model(cli, tmp_path):
     out = tmp_path / "tests.json"
-    arguments = ("test", tmp_path / "routing.zarr", "--resamples", 99, "--out", out)
-    code, said, _ = cli(*arguments)
+    code, said, _ = cli("test", a_record(tmp_path), "--resamples", 99, "--out", out)
     assert code == 0
     assert "topic_driven ('user' tokens)" in said
     assert "No control changes it." in said
     assert json.loads(out.read_text())["verdict"]["label"] == "topic_driven"
-    says_one_line(cli(*arguments), "tests.json")
+
+
+def test_what_a_test_of_a_record_cannot_read_or_write_gets_one_line(cli, tmp_path):
+    out = tmp_path / "tests.json"
+    out.write_text("mine")
+    record = a_record(tmp_path)
+    says_one_line(cli("test", record, "--resamples", 99, "--out", out), "tests.json")
+    assert out.read_text() == "mine"
     says_one_line(cli("test", tmp_path / "none.zarr"), "none.zarr")
-    says_one_line(cli(*arguments[:2], "--span", "answer"), "'answer' was not recorded")
+    says_one_line(cli("test", record, "--span", "answer"), "'answer' was not recorded")
 
 
 def test_an_audit_checks_its_output_folder_before_anything_else(cli, tmp_path):
@@ -116,7 +127,7 @@ def test_an_audit_checks_its_output_folder_before_anything_else(cli, tmp_path):
     assert (tmp_path / "results.json").read_text() == "mine"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_audit_writes_its_four_files_and_the_report_can_be_made_again(cli, tmp_path):
     mi.load_prompts("organism", per_topic=16).to_jsonl(tmp_path / "p.jsonl")
     out = tmp_path / "out"
