@@ -93,7 +93,9 @@ class DesignEffect:
             "topic": "of one topic",
             "all": "of the whole set",
         }[self.within]
-        if middle > 1:
+        if f"{middle:.2f}" == "1.00":
+            meaning = "as much as their tokens would make them"
+        elif middle > 1:
             meaning = "more than their tokens would make them: over-dispersed"
         else:
             meaning = "less than their tokens would make them: under-dispersed"

@@ -254,12 +254,12 @@ def _pairs(
     index, _, owner = _tokens(record, span)
     found = coactivation(index, record.n_experts)
     beyond = found.share - found.expected
+    use = np.einsum("lee->le", found.count)[:, :, None]
+    beyond = np.where(np.isnan(beyond) | (use < min_count), -np.inf, beyond)
     # Each pair once: by the expert whose tokens share more of their choices; of a tie the first.
     mirrored = rearrange(beyond, "layer first second -> layer second first")
     later = np.tri(record.n_experts, dtype=bool)
-    use = np.einsum("lee->le", found.count)[:, :, None]
-    out = np.isnan(beyond) | (beyond < mirrored) | ((beyond == mirrored) & later)
-    beyond = np.where(out | (use < min_count), -np.inf, beyond)
+    beyond = np.where((beyond < mirrored) | ((beyond == mirrored) & later), -np.inf, beyond)
     order = np.argsort(-beyond.ravel(), kind="stable")[:n_pairs]
     order = order[np.isfinite(beyond.ravel()[order])]
     prompts = record.prompts

@@ -126,6 +126,7 @@ def tune_experts(
         >>> mi.run(model, [asked]).next_tokens
         ('sorry',)
     """
+    model.require_weights("Tuning")
     settings = TuneSettings(
         seed=seed,
         epochs=epochs,

@@ -15,6 +15,8 @@ from xstest_layout import KINDS, full_layout
 import moe_interp as mi
 from moe_interp.audit._examine import PARTS
 
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("xstest")]
+
 SPANS = ("user", "after_divergence")
 NOUNS = ("process", "engine", "cake", "tree", "bath", "paper", "car", "light", "password", "world")
 

@@ -45,7 +45,7 @@ def test_what_needs_weights_is_refused(cached):
     with pytest.raises(
         UnsupportedOnServerError, match=r"Tuning needs the weights of 'tiny/mixtral'.*127.0.0.1:9"
     ):
-        model.require_weights("Tuning")
+        mi.tune_experts(model, "L0E0", mi.PromptSet([mi.Prompt("a", response="b")]), seed=0)
     with pytest.raises(UnsupportedOnServerError, match="The direction of a logit needs"):
         mi.logit_direction(model, ["the cake is good"], mi.LogitDifference(5, 6))
     assert _weights(model) == f"on {NOWHERE}"

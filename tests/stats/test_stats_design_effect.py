@@ -78,6 +78,12 @@ def test_prompts_of_one_frame_are_under_dispersed(rng):
     assert "under-dispersed" in found.summary()
 
 
+def test_prompts_of_one_slot_cannot_differ_more_or_less_than_it_does(rng):
+    counts = rng.multinomial(1, [0.5, 0.3, 0.2], size=400)
+    said = design_effect(profile_of(counts[:, None] / 1.0, [1] * 400)).summary()
+    assert "differ as much as their tokens would make them (design effect 1.00" in said
+
+
 def test_two_slots_of_a_token_to_unlike_experts_are_allowed_for(rng):
     n_tokens, n_prompts = 12, 3000
     logits = np.array([1.0, 0.5, 0.0, 0.0]) + rng.gumbel(size=(n_prompts, n_tokens, 4))

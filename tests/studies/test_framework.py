@@ -11,7 +11,13 @@ from moe_interp.scores import Scores
 from moe_interp.studies import STUDIES, find_study, study_table
 from moe_interp.studies._causal import rank_of_truth, unit_means
 
+
 NAME = "steermoe2025"
+
+
+def whole_study(test):
+    """Mark what needs a whole study, so that one worker makes it once."""
+    return pytest.mark.long(pytest.mark.xdist_group("study-steermoe")(test))
 
 
 def test_every_study_says_paper_claim_and_where_its_formulas_come_from():
@@ -35,6 +41,7 @@ def test_a_study_that_is_not_there_is_named_with_those_that_are():
         find_study("siddiki")
 
 
+@whole_study
 def test_a_result_is_written_whole_and_survives_json(study, tmp_path):
     found = study(NAME, "topic")
     found.write(tmp_path / "out")
@@ -49,6 +56,7 @@ def test_a_result_is_written_whole_and_survives_json(study, tmp_path):
     assert list(pd.read_csv(tmp_path / "out" / "arms.csv")["name"]) == [a.name for a in found.arms]
 
 
+@whole_study
 def test_the_report_holds_every_finding_and_asks_nothing_of_the_network(study, tmp_path):
     found = study(NAME, "harm")
     found.write(tmp_path)
@@ -62,6 +70,7 @@ def test_the_report_holds_every_finding_and_asks_nothing_of_the_network(study, t
     assert found.model["card"]["disclaimer"].split(".")[0] in page
 
 
+@whole_study
 def test_an_older_result_stays_unless_forced(study, tmp_path):
     found = study(NAME, "topic")
     (tmp_path / "results.json").write_text("old")
@@ -76,6 +85,7 @@ def test_an_older_result_stays_unless_forced(study, tmp_path):
         found.write(tmp_path / "notes.txt", force=True)
 
 
+@whole_study
 def test_figures_are_the_maps_and_the_changes(study):
     found = study(NAME, "harm")
     assert set(found.figures()) == {
@@ -84,17 +94,20 @@ def test_figures_are_the_maps_and_the_changes(study):
     }
 
 
+@whole_study
 def test_the_summary_names_the_reconstructions(study):
     said = study(NAME, "harm").summary()
     assert "Our reconstruction, the paper's own formula not being at hand: pairs of" in said
     assert "arXiv 2509.09660" in said
 
 
+@whole_study
 def test_an_unknown_change_is_named_with_those_that_are(study):
     with pytest.raises(KeyError, match=r"There is no arm 'ban'\. Arms: deactivate_positive"):
         study(NAME, "harm").arm("ban")
 
 
+@whole_study
 def test_p_values_are_corrected_for_all_changes(study):
     arms = study(NAME, "harm").arms
     smallest = min(arms, key=lambda arm: arm.null.p_value)
@@ -102,6 +115,7 @@ def test_p_values_are_corrected_for_all_changes(study):
     assert all(arm.p_holm >= arm.null.p_value for arm in arms)
 
 
+@whole_study
 def test_reversals_are_what_moves_against_the_intention(study):
     found = study(NAME, "harm")
     lowering, raising = found.arm("deactivate_positive"), found.arm("activate_positive")
@@ -110,6 +124,7 @@ def test_reversals_are_what_moves_against_the_intention(study):
     assert raising.reversals == raising.outcomes.lost
 
 
+@whole_study
 def test_the_same_seed_gives_the_same_numbers(study, organism, prompts):
     again = STUDIES[NAME].run(organism("topic"), prompts, rng=np.random.default_rng(0), n_null=39)
     assert again.to_dict() == study(NAME, "topic").to_dict()

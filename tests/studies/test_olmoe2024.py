@@ -45,6 +45,41 @@ def test_with_random_routers_no_pair_is_bound_like_that(described):
     assert described["null"].tables["pairs"]["share"].max() < 0.9
 
 
+def test_pairs_are_those_whose_expert_with_tokens_enough_needs_the_other_most(
+    described, organism, prompts
+):
+    """Counted token by token; each pair once, by the expert that needs the other more."""
+    record = mi.record_routing(organism("null"), prompts, n_random_routers=0, progress=False)
+    index = record.dataset["expert_index"].values[record.inside("user")]
+    expected = {}
+    for layer in range(4):
+        # With two choices the other one falls to each expert as it is used.
+        chosen = np.zeros((len(index), 16), dtype=bool)
+        for slot in (0, 1):
+            chosen[np.arange(len(index)), index[:, layer, slot]] = True
+        for one in range(16):
+            for two in range(one + 1, 16):
+                needs = [
+                    (
+                        chosen[chosen[:, a], b].mean()
+                        - chosen[:, b].sum() / (2 * len(index) - chosen[:, a].sum()),
+                        a,
+                        b,
+                    )
+                    for a, b in ((one, two), (two, one))
+                    if chosen[:, a].sum() >= 10
+                ]
+                if needs:
+                    need, a, b = max(needs, key=lambda found: found[0])
+                    expected[layer, a, b] = need
+    ranked = sorted(expected.items(), key=lambda pair: -pair[1])[:12]
+    found = described["null"].tables["pairs"]
+    listed = zip(found["layer"], found["first"], found["second"], strict=True)
+    assert {tuple(map(int, pair)) for pair in listed} == {pair for pair, _ in ranked}
+    beyond = (found["share"] - found["expected"]).tolist()
+    assert beyond == pytest.approx([need for _, need in ranked])
+
+
 def test_no_expert_stands_in_all_topics_where_topics_are_routed(described):
     committees = described["topic"].numbers["standing_committees"]
     assert not any(committees[layer] for layer in ("0", "1", "2"))

@@ -6,6 +6,8 @@ import moe_interp as mi
 from moe_interp.scores import Scores, StabilitySelection
 from moe_interp.studies._safex2025 import _groups
 
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("study-safex")]
+
 NAME = "safex2025"
 
 

@@ -6,6 +6,8 @@ import moe_interp as mi
 from moe_interp.scores import Scores
 from moe_interp.studies._siddiky2026 import _largest
 
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("study-siddiky")]
+
 NAME = "siddiky2026"
 
 
@@ -30,7 +32,6 @@ def test_on_harm_both_scores_find_the_refusal(study):
         assert found.arm(name).null.observed == 1
 
 
-@pytest.mark.long
 def test_on_decoy_activation_finds_experts_whose_suppression_does_nothing(study, organism):
     arm = study(NAME, "decoy").arm("activation_harmful_dominant")
     routed_to = organism("decoy").card["truth"]["harm_experts"]

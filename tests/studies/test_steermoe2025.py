@@ -7,6 +7,8 @@ from moe_interp.experts import Expert, ExpertSet
 from moe_interp.scores import Scores
 from moe_interp.studies._steermoe2025 import _at_most, _interval, _signed, _steerings
 
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("study-steermoe")]
+
 NAME = "steermoe2025"
 
 

@@ -6,6 +6,8 @@ import pytest
 from moe_interp.cli import main
 from moe_interp.studies import STUDIES
 
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("study-command")]
+
 
 @pytest.fixture
 def cli(capsys, monkeypatch):

@@ -31,6 +31,7 @@ def test_the_code_of_the_list_runs(tmp_path):
     assert len(names["table"]) == len(STUDIES)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["siddiky2026", "safex2025", "steermoe2025"])
 def test_the_code_finds_what_the_page_says_on_harm(name, tmp_path):
     names, n_blocks = doc_pages.run_page(f"studies/{name}.md", tmp_path)
