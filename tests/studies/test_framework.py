@@ -11,7 +11,6 @@ from moe_interp.scores import Scores
 from moe_interp.studies import STUDIES, find_study, study_table
 from moe_interp.studies._causal import rank_of_truth, unit_means
 
-
 NAME = "steermoe2025"
 
 
