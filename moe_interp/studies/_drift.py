@@ -20,7 +20,7 @@ from moe_interp.prompts import PromptSet
 from moe_interp.scores import Scores, selection_frequency
 from moe_interp.studies._causal import ANSWER_TOKENS, planted_experts, refusal_of
 from moe_interp.studies._raset2026_tuning import BATCH_SIZE, is_organism, lessons_of
-from moe_interp.studies._result import StudyResult, about_model, about_prompts, seed_of
+from moe_interp.studies._result import StudyResult
 from moe_interp.studies._study import Study
 from moe_interp.tuning import (
     ModelChange,
@@ -174,14 +174,11 @@ def drift(
         for name, make in made.items()
     ]
     table = _table(checkpoints)
-    return StudyResult(
-        study=NAME,
-        paper=STUDY.reference,
-        status=STATUS,
-        model=about_model(model),
-        prompts=about_prompts(prompts),
+    return STUDY.result(
+        model,
+        prompts,
+        rng,
         settings={
-            "seed": seed_of(rng),
             "first checkpoint": first.id,
             "steps": steps,
             "learning_rate": learning_rate,

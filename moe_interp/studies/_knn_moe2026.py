@@ -1,5 +1,7 @@
 """kNN-MoE (2026): tokens are routed as the reference tokens most like them should have been."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from moe_interp.organism import shifted_prompts
 from moe_interp.prompts import PromptSet
 from moe_interp.stats import paired_permutation_test
 from moe_interp.studies._causal import units_of
-from moe_interp.studies._result import StudyResult, about_model, about_prompts, seed_of
+from moe_interp.studies._result import StudyResult
 from moe_interp.studies._study import Study
 from moe_interp.tuning import FittedRouting, fit_routing
 
@@ -108,56 +110,19 @@ def knn_moe2026(
     )
     fitted = fit_routing(model, reference, n_steps=n_steps, learning_rate=learning_rate)
 
-    def recall(memory: RoutingMemory) -> list[RetrieveRouting]:
-        return [
-            RetrieveRouting(
-                memory, n_neighbours=n_neighbours, half=half, floor=floor, backend=backend
-            )
-        ]
+    def recall(memory: RoutingMemory) -> RetrieveRouting:
+        return RetrieveRouting(
+            memory, n_neighbours=n_neighbours, half=half, floor=floor, backend=backend
+        )
 
-    def losses(*recipes: list[RetrieveRouting]) -> Float[ndarray, "recipe prompt"]:
-        # Each in batches of its own, so that what changes nothing is the same bit for bit.
-        return np.concatenate([response_losses(model, held_out, [one]) for one in recipes])
-
-    names = ("memory", "unfitted memory", "far memory", "empty memory")
-    untouched, *found = losses(
-        [],
-        recall(fitted.memory),
-        recall(fitted.own),
-        recall(fitted.memory.moved(_FAR * half)),
-        recall(fitted.memory.select([])),
-    )
-    shuffled = losses(*(recall(fitted.memory.shuffled(rng=rng)) for _ in range(n_shuffles)))
-    units = units_of(held_out)
-    table = pd.DataFrame(
-        [
-            _gain(name, untouched, one, units, n_resamples, rng)
-            for name, one in (
-                *zip(names, found, strict=True),
-                ("shuffled memory (mean)", shuffled.mean(axis=0)),
-            )
-        ]
-    )
-    gains = untouched.mean() - shuffled.mean(axis=1)
-    gain = float(table["gain"][0])
-    beyond = _gain("", shuffled.mean(axis=0), found[0], units, n_resamples, rng)
-    numbers = {
-        "gain": gain,
-        "shuffled_gains": gains,
-        "p_shuffled": (1 + int((gains >= gain - 1e-9).sum())) / (1 + n_shuffles),
-        "beyond_shuffled": {name: beyond[name] for name in ("gain", "low", "high", "p")},
-        "empty_is_identical": bool(np.array_equal(found[3], untouched)),
-        "far_is_identical": bool(np.array_equal(found[2], untouched)),
-        "fit": {"before": fitted.before.mean(), "after": fitted.after.mean()},
-    }
-    return StudyResult(
-        study=NAME,
-        paper=STUDY.reference,
-        status=STATUS,
-        model=about_model(model),
-        prompts=about_prompts(data),
+    losses = _losses(model, held_out, fitted, recall, n_shuffles, half, rng)
+    table, numbers = _compare(losses, units_of(held_out), n_resamples, rng)
+    numbers["fit"] = {"before": fitted.before.mean(), "after": fitted.after.mean()}
+    return STUDY.result(
+        model,
+        data,
+        rng,
         settings={
-            "seed": seed_of(rng),
             "reference sequences": len(reference),
             "held-out sequences": len(held_out),
             "n_steps": n_steps,
@@ -167,25 +132,79 @@ def knn_moe2026(
             "floor": floor,
             "n_shuffles": n_shuffles,
             "n_resamples": n_resamples,
-            "backend": recall(fitted.memory)[0].backend,
+            "backend": recall(fitted.memory).backend,
         },
         answers=tuple(_said(fitted, table, numbers)),
         numbers=numbers,
         tables={
             "experts": _expert_table(model, fitted),
             "memories": table,
-            "layers": _layer_table(model, fitted, held_out, recall(fitted.memory)[0]),
+            "layers": _layer_table(model, fitted, held_out, recall(fitted.memory)),
             "sequences": pd.DataFrame(
                 {
                     "prompt": held_out.ids,
-                    "untouched": untouched,
-                    "memory": found[0],
-                    "shuffled": shuffled.mean(axis=0),
+                    "untouched": losses.untouched,
+                    "memory": losses.found["memory"],
+                    "shuffled": losses.shuffled.mean(axis=0),
                 }
             ),
         },
         maps={"Weight on reference tokens: fitted less the model's own": "difference"},
     )
+
+
+@dataclass(frozen=True)
+class _Losses:
+    """Losses of the held-out responses: untouched, by memory, and with each shuffled memory."""
+
+    untouched: Float[ndarray, " prompt"]
+    found: dict[str, Float[ndarray, " prompt"]]
+    shuffled: Float[ndarray, "shuffle prompt"]
+
+
+def _losses(
+    model: MoEModel,
+    held_out: PromptSet,
+    fitted: FittedRouting,
+    recall: Callable[[RoutingMemory], RetrieveRouting],
+    n_shuffles: int,
+    half: float,
+    rng: Generator,
+) -> _Losses:
+    def losses(*recipes: list[RetrieveRouting]) -> Float[ndarray, "recipe prompt"]:
+        # Each in batches of its own, so that what changes nothing is the same bit for bit.
+        return np.concatenate([response_losses(model, held_out, [one]) for one in recipes])
+
+    memories = {
+        "memory": fitted.memory,
+        "unfitted memory": fitted.own,
+        "far memory": fitted.memory.moved(_FAR * half),
+        "empty memory": fitted.memory.select([]),
+    }
+    untouched, *found = losses([], *([recall(memory)] for memory in memories.values()))
+    shuffled = [[recall(fitted.memory.shuffled(rng=rng))] for _ in range(n_shuffles)]
+    return _Losses(untouched, dict(zip(memories, found, strict=True)), losses(*shuffled))
+
+
+def _compare(
+    losses: _Losses, units: Int[ndarray, " prompt"], n_resamples: int, rng: Generator
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The gain of each memory, and how far the fitted one's lies beyond the shuffled ones'."""
+    untouched, found, shuffled = losses.untouched, losses.found, losses.shuffled
+    rows = found | {"shuffled memory (mean)": shuffled.mean(axis=0)}
+    table = pd.DataFrame(
+        [_gain(name, untouched, one, units, n_resamples, rng) for name, one in rows.items()]
+    )
+    gain, gains = float(table["gain"][0]), untouched.mean() - shuffled.mean(axis=1)
+    beyond = _gain("", shuffled.mean(axis=0), found["memory"], units, n_resamples, rng)
+    return table, {
+        "gain": gain,
+        "shuffled_gains": gains,
+        "p_shuffled": (1 + int((gains >= gain - 1e-9).sum())) / (1 + len(gains)),
+        "beyond_shuffled": {name: beyond[name] for name in ("gain", "low", "high", "p")},
+        "empty_is_identical": bool(np.array_equal(found["empty memory"], untouched)),
+        "far_is_identical": bool(np.array_equal(found["far memory"], untouched)),
+    }
 
 
 def _data(model: MoEModel, prompts: PromptSet) -> PromptSet:

@@ -20,12 +20,17 @@ from moe_interp.studies._mesa2026_parts import (
     spread_of,
     treatments,
 )
-from moe_interp.studies._result import StudyResult, about_model, about_prompts, seed_of
+from moe_interp.studies._result import StudyResult
 from moe_interp.studies._study import Study
 from moe_interp.tuning import TuneResult, mesa_tune
 
 BATCH_SIZE = 16
 NAME, PAPER = "mesa2026", "MESA (2026)"
+MAPS = {
+    "Percentile of use on the mixture": "percentile",
+    "Routing of harmful prompts: the model's": "prior",
+    "Routing of harmful prompts: the plan's": "plan",
+}
 STATUS = {
     "activation percentile on a mixture": "secondary notes; ties and midranks our reconstruction",
     "Beta-shaped cost": "secondary notes; its shift and unit are our reconstruction",
@@ -149,15 +154,12 @@ def mesa2026(
         spreads[one.name] = spread
         rows.append(_row(one.name, one.what, spread, before, tuned))
     after = spreads["mesa"]
-    return StudyResult(
-        study=NAME,
-        paper=STUDY.reference,
-        status=STATUS,
-        model=about_model(model),
-        prompts=about_prompts(prompts),
+    return STUDY.result(
+        model,
+        prompts,
+        rng,
         settings={
-            **options,
-            "seed": seed_of(rng),
+            **{name: value for name, value in options.items() if name != "seed"},
             "n_selected": n_selected,
             "epsilon": epsilon,
             "lessons": len(lessons),
@@ -167,27 +169,27 @@ def mesa2026(
             "n_null": n_null,
         },
         answers=(selection.summary(), *_said(before, after), *map(_said_of_row, rows[2:])),
-        numbers={
-            "needed": {"before": before.needed, "after": after.needed},
-            "at_least": {"before": before.at_least, "after": after.at_least},
-            "refused": {"before": before.refused, "after": after.refused},
-            "harmless_same": after.same,
-            "order": {"before": _order(before), "after": _order(after)},
-            "p_value": {"before": _p_value(before), "after": _p_value(after)},
-            "selected": [str(expert) for expert in selection.experts],
-        },
+        numbers=_numbers(before, after)
+        | {"selected": [str(expert) for expert in selection.experts]},
         tables={
             "experts": selection.to_frame(),
             "treatments": pd.DataFrame(rows),
             "concentration": _concentration(before, after),
         },
-        maps={
-            "Percentile of use on the mixture": "percentile",
-            "Routing of harmful prompts: the model's": "prior",
-            "Routing of harmful prompts: the plan's": "plan",
-        },
+        maps=MAPS,
         truth=tuple(map(str, planted_experts(model))),
     )
+
+
+def _numbers(before: Spread, after: Spread) -> dict[str, Any]:
+    return {
+        "needed": {"before": before.needed, "after": after.needed},
+        "at_least": {"before": before.at_least, "after": after.at_least},
+        "refused": {"before": before.refused, "after": after.refused},
+        "harmless_same": after.same,
+        "order": {"before": _order(before), "after": _order(after)},
+        "p_value": {"before": _p_value(before), "after": _p_value(after)},
+    }
 
 
 def _row(

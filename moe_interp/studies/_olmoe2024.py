@@ -26,7 +26,7 @@ from moe_interp.stats import (
     standing_committee,
     vocabulary_specialisation,
 )
-from moe_interp.studies._result import StudyResult, about_model, about_prompts, seed_of
+from moe_interp.studies._result import StudyResult
 from moe_interp.studies._study import Study
 
 NAME, PAPER = "olmoe2024", "OLMoE (2024)"
@@ -116,14 +116,11 @@ def olmoe2024(
     }
     if other is not None:
         tables["saturation"] = _saturation(record, _record(other, prompts, span), span)
-    return StudyResult(
-        study=NAME,
-        paper=STUDY.reference,
-        status=STATUS,
-        model=about_model(model),
-        prompts=about_prompts(prompts),
+    return STUDY.result(
+        model,
+        prompts,
+        rng,
         settings={
-            "seed": seed_of(rng),
             "span": span,
             "min_count": min_count,
             "n_resamples": n_resamples,

@@ -52,7 +52,7 @@ from moe_interp.studies._raset2026_tuning import (
     random_sets,
     tuning_table,
 )
-from moe_interp.studies._result import StudyResult, about_model, about_prompts, seed_of
+from moe_interp.studies._result import StudyResult
 from moe_interp.studies._study import Study
 
 NAME, PAPER = "raset2026", "RASET (2026)"
@@ -203,7 +203,6 @@ def raset2026(
         seed=seed,
     )
     settings = {
-        "seed": seed_of(rng),
         "span": span,
         "refusal": refusal,
         "taught": "to answer" if is_organism(model) else "to refuse",
@@ -217,7 +216,7 @@ def raset2026(
         "chosen and trained on": len(first),
         "judged on": len(second),
     }
-    return _result(model, prompts, settings, routing, chosen, judged, tuned)
+    return _result(model, prompts, rng, settings, routing, chosen, judged, tuned)
 
 
 def _contrast(
@@ -289,6 +288,7 @@ def _slots_by_topic(record: RoutingRecord) -> float | None:
 def _result(
     model: MoEModel,
     prompts: PromptSet,
+    rng: Generator,
     settings: dict[str, Any],
     routing: _Routing,
     chosen: _Selected,
@@ -304,12 +304,10 @@ def _result(
     first_half = routing_claim(routing.found).follows_topic
     shared = shared_tokens(routing.record, TOKENS)
     table = contrast_table(routing.contrasts, span=routing.span)
-    return StudyResult(
-        study=NAME,
-        paper=STUDY.reference,
-        status=STATUS,
-        model=about_model(model),
-        prompts=about_prompts(prompts),
+    return STUDY.result(
+        model,
+        prompts,
+        rng,
         settings=settings,
         answers=(
             *_said_of_contrasts(routing.contrasts, shared, routing.record.top_k),

@@ -17,12 +17,13 @@ from moe_interp.prompts import PromptSet
 from moe_interp.stats import (
     Detection,
     LoadFeatures,
+    RoutingProfile,
     detect_harm,
     load_features,
     paired_permutation_test,
 )
 from moe_interp.studies._causal import planted_experts, unit_means
-from moe_interp.studies._result import StudyResult, about_model, about_prompts, seed_of
+from moe_interp.studies._result import StudyResult
 from moe_interp.studies._study import Study
 
 NAME, PAPER = "routescan2026", "RouteScan (2026)"
@@ -110,41 +111,19 @@ def routescan2026(
     record = _record(model, prompts, span, n_random_routers, rng)
     load = load_features(record.profile(span), n_top=n_top)
     features = _features(record, span, load)
-    detections, refused = {}, {}
-    for name, groups in _groups(prompts, datasets).items():
-        try:
-            detections[name] = detect_harm(
-                record.profile(span),
-                features,
-                held_out=groups,
-                name=name,
-                n_folds=n_folds,
-                penalty=penalty,
-                n_resamples=n_resamples,
-                rng=rng,
-                alpha=alpha,
-            )
-        except DesignError as error:
-            refused[name] = str(error)
-    if not detections:
-        reasons = " ".join(f"{name}: {reason}" for name, reason in refused.items())
-        raise DesignError(f"No way of holding out is possible. {reasons}")
+    options = {"n_folds": n_folds, "penalty": penalty, "n_resamples": n_resamples, "alpha": alpha}
+    held_out = _groups(prompts, datasets)
+    detections, refused = _detect(record.profile(span), features, held_out, rng, options)
     layers, tested = _layer_table(load, prompts, n_resamples, rng)
-    return StudyResult(
-        study=NAME,
-        paper=STUDY.reference,
-        status=STATUS,
-        model=about_model(model),
-        prompts=about_prompts(prompts),
+    return STUDY.result(
+        model,
+        prompts,
+        rng,
         settings={
-            "seed": seed_of(rng),
             "span": span,
             "n_top": load.n_top,
-            "n_folds": n_folds,
-            "penalty": penalty,
-            "n_resamples": n_resamples,
+            **options,
             "n_random_routers": n_random_routers,
-            "alpha": alpha,
         },
         answers=(
             *(said for found in detections.values() for said in _said(found, alpha)),
@@ -209,6 +188,28 @@ def _groups(prompts: PromptSet, datasets: Sequence[str] | None) -> dict[str, Seq
     found = {} if datasets is None else {"dataset": tuple(datasets)}
     words = "wording" if any(prompts.wordings) else "pair"
     return {**found, "topic": prompts.topics, words: getattr(prompts, f"{words}s")}
+
+
+def _detect(
+    profile: RoutingProfile,
+    features: dict[str, Float[ndarray, "..."]],
+    held_out: dict[str, Sequence[str | None]],
+    rng: Generator,
+    options: dict[str, Any],
+) -> tuple[dict[str, Detection], dict[str, str]]:
+    """What each way of holding out finds, and why the others cannot be tested."""
+    detections, refused = {}, {}
+    for name, groups in held_out.items():
+        try:
+            detections[name] = detect_harm(
+                profile, features, held_out=groups, name=name, rng=rng, **options
+            )
+        except DesignError as error:
+            refused[name] = str(error)
+    if not detections:
+        reasons = " ".join(f"{name}: {reason}" for name, reason in refused.items())
+        raise DesignError(f"No way of holding out is possible. {reasons}")
+    return detections, refused
 
 
 def _beaten(found: Detection) -> dict[str, bool]:

@@ -30,7 +30,7 @@ from moe_interp.studies._causal import (
     refusal_of,
     units_of,
 )
-from moe_interp.studies._result import StudyResult, about_model, about_prompts, seed_of
+from moe_interp.studies._result import StudyResult
 from moe_interp.studies._study import Study
 
 NAME, PAPER = "safex2025", "SAFEx (2025)"
@@ -130,14 +130,11 @@ def safex2025(
         "difference": rank_of_truth(_difference(chosen), planted),
     }
     group = "harmless" if jailbreak is None else "jailbreak"
-    return StudyResult(
-        study=NAME,
-        paper=STUDY.reference,
-        status=STATUS,
-        model=about_model(model),
-        prompts=about_prompts(prompts),
+    return STUDY.result(
+        model,
+        prompts,
+        rng,
         settings={
-            "seed": seed_of(rng),
             "second group": group,
             "n_most_used": n_most_used,
             "threshold": threshold,

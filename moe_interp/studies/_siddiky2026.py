@@ -26,7 +26,7 @@ from moe_interp.studies._causal import (
     smallest_p,
     unit_means,
 )
-from moe_interp.studies._result import StudyResult, about_model, about_prompts, seed_of
+from moe_interp.studies._result import StudyResult
 from moe_interp.studies._study import Study
 
 NAME, PAPER = "siddiky2026", "Siddiky (2026)"
@@ -124,14 +124,11 @@ def siddiky2026(
     arms = judge(model, second, changes, metric=metric, match=use, n_null=n_null, rng=rng)
     spread = _concentrations(measured, prompts)
     overlap = {one.name: _overlap(one, prompts, n_top) for one in measured}
-    return StudyResult(
-        study=NAME,
-        paper=STUDY.reference,
-        status=STATUS,
-        model=about_model(model),
-        prompts=about_prompts(prompts),
+    return STUDY.result(
+        model,
+        prompts,
+        rng,
         settings={
-            "seed": seed_of(rng),
             "n_suppressed": n_suppressed,
             "n_top": n_top,
             "n_null": n_null,

@@ -27,7 +27,7 @@ from moe_interp.studies._causal import (
     unit_means,
     units_of,
 )
-from moe_interp.studies._result import StudyResult, about_model, about_prompts, seed_of
+from moe_interp.studies._result import StudyResult
 from moe_interp.studies._study import Study
 
 NAME, PAPER = "steermoe2025", "SteerMoE (2025)"
@@ -131,14 +131,11 @@ def steermoe2025(
     )
     planted = planted_experts(model)
     ranked = rank_of_truth(scores, planted)
-    return StudyResult(
-        study=NAME,
-        paper=STUDY.reference,
-        status=STATUS,
-        model=about_model(model),
-        prompts=about_prompts(prompts),
+    return STUDY.result(
+        model,
+        prompts,
+        rng,
         settings={
-            "seed": seed_of(rng),
             "span": span,
             "n_activated": n_activated,
             "n_deactivated": n_deactivated,
