@@ -76,13 +76,13 @@ def naive_token_test(profile: RoutingProfile, *, within_topics: bool = False) ->
 
     The table of every layer counts slots by harm and expert. It takes tokens of one prompt, and
     prompts of one wording, as independent, and emits a warning each time that says so. Rate of
-    p <= 0.05 where harm does nothing, in 50 simulations each (`benchmarks/calibration.py`, which
-    adds to them), plain and within topics:
+    p <= 0.05 where harm does nothing, in 1,000 simulations each (`benchmarks/calibration.py`),
+    plain and within topics:
 
-    * topics confounded with harm 1.00 and 0.98; shared wording 1.00 and 1.00; matched pairs 0.82
-      and 0.98; harmful prompts a third as long 0.36 to 1.00;
-    * real routing of an organism with labels drawn by lot: for whole wordings 0.92 and 0.42, at
-      a rate that rises with topic 1.00 and 0.32, within topics 0.28 and 0.32;
+    * topics confounded with harm 1.00 and 0.99; shared wording 1.00 and 1.00; matched pairs 0.77
+      and 1.00; harmful prompts a third as long 0.39 to 1.00;
+    * real routing of an organism with labels drawn by lot: for whole wordings 0.94 and 0.39, at
+      a rate that rises with topic 1.00 and 0.38, within topics 0.24 and 0.38;
     * the same with labels swapped in pairs or in whole wordings 0.00: tokens of prompts made
       from a template are more alike than chance, and the test sees too little.
 
