@@ -139,7 +139,7 @@ def test_it_runs_from_a_shell(tmp_path, monkeypatch):
     from moe_interp.cli import main
 
     file, out = tmp_path / "prompts.jsonl", tmp_path / "out"
-    shifted_prompts(per_topic=2).to_jsonl(file)
+    shifted_prompts(per_topic=4).to_jsonl(file)
     command = ["moe-interp", "study", "knn_moe2026", "-m", "organism:topic", "-p", file, "-o", out]
     monkeypatch.setattr(sys, "argv", list(map(str, command)))
     with pytest.raises(SystemExit) as exit_:
