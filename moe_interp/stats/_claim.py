@@ -18,6 +18,7 @@ from jaxtyping import Float, Shaped
 from numpy import ndarray
 from scipy.stats import t as student_t
 
+from moe_interp.notebook import Shown
 from moe_interp.stats._results import plain
 from moe_interp.stats._verdict import Verdict
 
@@ -40,7 +41,7 @@ class HalfClaim:
 
 
 @dataclass(frozen=True)
-class RoutingClaim:
+class RoutingClaim(Shown):
     """Both halves of the claim on one span.
 
     Attributes:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
+from moe_interp.notebook import Shown
 from moe_interp.stats._results import plain
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ COVERED = (0.8, 0.9, 0.95)
 
 
 @dataclass(frozen=True)
-class Concentration:
+class Concentration(Shown):
     """The spread of a non-negative quantity over the experts of each layer.
 
     Attributes:

@@ -19,6 +19,7 @@ from numpy import ndarray
 from numpy.random import Generator
 from scipy.special import xlogy
 
+from moe_interp.notebook import Shown
 from moe_interp.stats._design import Design, make_design
 from moe_interp.stats._profile import RoutingProfile
 from moe_interp.stats._relabel import draw_labels
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class ConditionalMI:
+class ConditionalMI(Shown):
     """Conditional mutual information of each layer in bits a slot, every prompt weighing alike.
 
     Attributes:

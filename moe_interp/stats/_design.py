@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -19,6 +20,7 @@ from moe_interp.stats._schemes import (
     harm_exchange,
     topic_exchange,
 )
+from moe_interp.stats._terms import Terms, make_terms
 
 MAX_GROUPS = 64
 
@@ -59,6 +61,11 @@ class Design:
     def n_groups(self) -> int:
         """Number of jackknife groups."""
         return int(self.group.max()) + 1
+
+    @cached_property
+    def terms(self) -> Terms:
+        """The units whose own squared length is a term of sums of squares."""
+        return make_terms(self.topic, self.harm, self.exchange, self.topic_exchange)
 
     def embed(
         self, profile: RoutingProfile, shares: Float[ndarray, "prompt row expert"] | None = None

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from moe_interp.errors import DesignError
+from moe_interp.notebook import Shown
 from moe_interp.stats._profile import RoutingProfile
 from moe_interp.stats._results import plain
 
@@ -33,7 +34,7 @@ QUANTILES = (0.1, 0.5, 0.9)
 
 
 @dataclass(frozen=True, eq=False)
-class DesignEffect:
+class DesignEffect(Shown):
     """Variance of the shares of prompts over what independent tokens would give.
 
     Attributes:

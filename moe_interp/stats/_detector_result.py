@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 from numpy import ndarray
 
+from moe_interp.notebook import Shown
 from moe_interp.stats._results import format_p, plain
 from moe_interp.stats._transfer_calibration import Calibration
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Detected:
+class Detected(Shown):
     """A detector that reads one set of features.
 
     Attributes:
@@ -64,7 +65,7 @@ class Detected:
 
 
 @dataclass(frozen=True, eq=False)
-class Detection:
+class Detection(Shown):
     """Detectors of harm, each tested on groups of prompts it has not seen.
 
     Attributes:

@@ -11,13 +11,13 @@ References:
 """
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from numpy import ndarray
 from scipy.sparse import csr_array
 from scipy.special import xlogy
 
 from moe_interp.stats._design import Design
-from moe_interp.stats._forms import QUANTITIES, Contrasts, contrasts, term_signs, term_units
+from moe_interp.stats._forms import QUANTITIES, Contrasts, contrasts
 
 # Numbers held at once while divergences are computed.
 _CHUNK_NUMBERS = 2**22
@@ -59,11 +59,7 @@ class DistanceSums:
     def __init__(self, design: Design, shares: Float[ndarray, "prompt layer expert"]) -> None:
         self._design = design
         self._inner = [_centred(jensen_shannon(layer)) for layer in np.moveaxis(shares, 1, 0)]
-        members = [
-            _members(unit, signs)
-            for unit, signs in zip(term_units(design), term_signs(design), strict=True)
-        ]
-        self._terms = np.concatenate([self._lengths(own) for own in members])
+        self._terms = self._lengths(design.terms.rows)
 
     def _lengths(self, rows: csr_array | ndarray) -> Float[ndarray, "row layer"]:
         """Squared length that each contrast has in each layer."""
@@ -85,10 +81,6 @@ class DistanceSums:
         part = contrasts(self._design) if part is None else part
         values = part.weights @ self._lengths(part.rows) + part.terms @ self._terms
         return dict(zip(QUANTITIES, values, strict=True))
-
-
-def _members(unit: Int[ndarray, " prompt"], signs: Float[ndarray, " prompt"]) -> csr_array:
-    return csr_array((signs, (unit, np.arange(len(unit)))))
 
 
 def _centred(squared: Float[ndarray, "prompt prompt"]) -> Float[ndarray, "prompt prompt"]:

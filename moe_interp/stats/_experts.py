@@ -11,6 +11,7 @@ from numpy.random import Generator
 from scipy.stats import false_discovery_control
 from scipy.stats import t as student_t
 
+from moe_interp.notebook import Shown
 from moe_interp.stats._contrast import Weights, centred_unit_sums, sum_units
 from moe_interp.stats._design import Design, make_design
 from moe_interp.stats._forms import harm_rows
@@ -34,7 +35,7 @@ _CONSTANT = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
-class ExpertTests:
+class ExpertTests(Shown):
     """Effect of harm on the selection of every expert.
 
     Attributes:

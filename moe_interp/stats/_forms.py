@@ -16,16 +16,15 @@ and of topic as well, and is added back.
 """
 
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 
 import numpy as np
 from einops import rearrange, reduce
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
-from scipy.sparse import csr_array
 
 from moe_interp.stats._design import Design
 from moe_interp.stats._schemes import Exchange
+from moe_interp.stats._terms import Terms
 
 _FACTORS = ("topic", "harm", "nested")
 QUANTITIES = (
@@ -64,7 +63,7 @@ class SumsOfSquares:
         self._design = design
         self._points = rearrange(points, "prompt layer expert -> prompt (layer expert)")
         self._n_layers = points.shape[1]
-        self._terms = self._by_layer(_term_sums(design, self._points))
+        self._terms = self._by_layer(design.terms.rows @ self._points)
 
     def _by_layer(self, sums: Float[ndarray, "row feature"]) -> Float[ndarray, "row layer"]:
         return reduce(
@@ -97,21 +96,24 @@ def contrasts(design: Design, keep: Bool[ndarray, " prompt"] | None = None) -> C
         The forms, good for any points of the design.
     """
     keep = np.ones(design.n_prompts, dtype=bool) if keep is None else keep
-    sizes = [int(unit.max()) + 1 for unit in term_units(design)]
-    ends = [0, *accumulate(sizes)]
-    forms = _Forms([slice(start, stop) for start, stop in pairwise(ends)])
+    forms = _Forms(design.terms)
     forms.add("total", (keep / np.sqrt(keep.sum()))[None], -1.0)
-    forms.add_terms("total", 0, keep)
-    _add_harm(forms, design, keep)
-    _add_topic(forms, design, keep)
-    return _with_signals(forms.collected(), design, keep)
+    forms.add_terms("total", "prompt", keep)
+    within = harm_rows(design, keep)
+    _add_harm(forms, design, keep, within)
+    columns = _add_topic(forms, design, keep)
+    return _with_signals(forms.collected(), design, columns, within)
 
 
-def _with_signals(part: Contrasts, design: Design, keep: Bool[ndarray, " prompt"]) -> Contrasts:
+def _with_signals(
+    part: Contrasts,
+    design: Design,
+    columns: Float[ndarray, "column prompt"],
+    within: Float[ndarray, "topic prompt"],
+) -> Contrasts:
     """Add what relabelling leaves of each factor, made up for what it takes of a true effect."""
-    columns, within = topic_rows(design, keep)[1], harm_rows(design, keep)
     main = within.sum(axis=0, keepdims=True)
-    topic, harm, nested = (_Response(part, design, own) for own in (columns, main, within))
+    topic, harm, nested = _responses(part, design, columns, main, within)
     sizes = nested.of("nested")
     scale = _scales(sizes, sizes - nested.of("null_nested"))
     _add_signal(part, "nested", *_scales_within_topics(part, design, scale))
@@ -129,19 +131,24 @@ def _with_signals(part: Contrasts, design: Design, keep: Bool[ndarray, " prompt"
     return part
 
 
+@dataclass(frozen=True, eq=False)
 class _Response:
     """The quantities of routing that shows one effect and nothing else, effect by effect."""
 
-    def __init__(
-        self, part: Contrasts, design: Design, effects: Float[ndarray, "effect prompt"]
-    ) -> None:
-        self._part = part
-        self._rows = (part.rows @ effects.T) ** 2
-        self._terms = _term_sums(design, effects.T) ** 2
+    values: Float[ndarray, "quantity effect"]
 
     def of(self, quantity: str) -> Float[ndarray, " effect"]:
-        place = QUANTITIES.index(quantity)
-        return self._part.weights[place] @ self._rows + self._part.terms[place] @ self._terms
+        return self.values[QUANTITIES.index(quantity)]
+
+
+def _responses(
+    part: Contrasts, design: Design, *effects: Float[ndarray, "_ prompt"]
+) -> list[_Response]:
+    every = np.concatenate(effects).T
+    values = part.weights @ (part.rows @ every) ** 2
+    values += part.terms @ (design.terms.rows @ every) ** 2
+    ends = np.cumsum([len(own) for own in effects])[:-1]
+    return [_Response(own) for own in np.split(values, ends, axis=1)]
 
 
 def _add_signal(
@@ -165,9 +172,8 @@ def _scales_within_topics(
     part: Contrasts, design: Design, scale: Float[ndarray, " topic"]
 ) -> tuple[Float[ndarray, " row"], Float[ndarray, " term"]]:
     """The topic's scale for rows and terms that lie within one; the others weigh nothing."""
-    terms = [design.topic[np.unique(unit, return_index=True)[1]] for unit in term_units(design)]
     rows = design.topic[np.argmax(part.rows != 0, axis=1)]
-    return scale[rows], scale[np.concatenate(terms)]
+    return scale[rows], scale[design.terms.topic]
 
 
 def _scales(
@@ -184,53 +190,14 @@ def _scale(left: float) -> float:
     return 1 / left if left > _RANK_TOLERANCE else float("nan")
 
 
-def _term_sums(
-    design: Design, points: Float[ndarray, "prompt column"]
-) -> Float[ndarray, "term column"]:
-    return np.concatenate(
-        [
-            csr_array((signs, (unit, np.arange(len(unit))))) @ points
-            for unit, signs in zip(term_units(design), term_signs(design), strict=True)
-        ]
-    )
-
-
-def term_units(design: Design) -> list[Int[ndarray, " prompt"]]:
-    """Return the units whose own squared length is a term.
-
-    Args:
-        design: The design.
-
-    Returns:
-        Prompts, harm units, their topic parts, topic units.
-    """
-    parts = design.exchange.unit * len(design.topics) + design.topic
-    part = np.unique(parts, return_inverse=True)[1].reshape(-1)
-    return [np.arange(design.n_prompts), design.exchange.unit, part, design.topic_exchange.unit]
-
-
-def term_signs(design: Design) -> list[Float[ndarray, " prompt"]]:
-    """Return how prompts enter the sums of the units of `term_units`.
-
-    Args:
-        design: The design.
-
-    Returns:
-        A sign for every prompt, one array for each kind of unit.
-    """
-    plain = np.ones(design.n_prompts)
-    signs = design.harm if design.exchange.kind == "flip" else plain
-    return [plain, signs, signs, plain]
-
-
 class _Forms:
     """Rows over prompts and weights on units, collected quantity by quantity."""
 
-    def __init__(self, slices: list[slice]) -> None:
-        self._slices = slices
+    def __init__(self, terms: Terms) -> None:
+        self._kinds = terms.kinds
         self._rows: list[ndarray] = []
         self._weights: list[ndarray] = []
-        self._terms = np.zeros((len(QUANTITIES), slices[-1].stop))
+        self._terms = np.zeros((len(QUANTITIES), len(terms.topic)))
 
     def add(self, quantity: str, rows: ndarray, weight: float | ndarray = 1.0) -> None:
         weights = np.zeros((len(QUANTITIES), len(rows)))
@@ -238,8 +205,8 @@ class _Forms:
         self._rows.append(rows)
         self._weights.append(weights)
 
-    def add_terms(self, quantity: str, kind: int, weight: ndarray) -> None:
-        self._terms[QUANTITIES.index(quantity), self._slices[kind]] += weight
+    def add_terms(self, quantity: str, kind: str, weight: ndarray) -> None:
+        self._terms[QUANTITIES.index(quantity), self._kinds[kind]] += weight
 
     def collected(self) -> Contrasts:
         return Contrasts(
@@ -249,41 +216,48 @@ class _Forms:
         )
 
 
-def _add_harm(forms: _Forms, design: Design, keep: Bool[ndarray, " prompt"]) -> None:
-    exchange, n_topics = design.exchange, len(design.topics)
-    rows = harm_rows(design, keep)
+def _add_harm(
+    forms: _Forms,
+    design: Design,
+    keep: Bool[ndarray, " prompt"],
+    rows: Float[ndarray, "topic prompt"],
+) -> None:
+    exchange, terms = design.exchange, design.terms
     sizes = (rows**2).sum(axis=1)
     inverse = np.divide(1.0, sizes, out=np.zeros_like(sizes), where=sizes > 0)
     forms.add("harm", rows.sum(axis=0)[None], 1 / sizes.sum())
     forms.add("nested", rows, inverse)
-    parts = np.unique(exchange.unit * n_topics + design.topic)
-    part_unit, part_topic = parts // n_topics, parts % n_topics
+    part_unit, part_topic = terms.part_unit, terms.topic[terms.kinds["part"]]
     if exchange.kind == "flip":
         kept = np.bincount(exchange.unit[keep], minlength=exchange.n_units) > 0
-        forms.add_terms("null_harm", 1, kept / sizes.sum())
-        forms.add_terms("null_nested", 2, kept[part_unit] * inverse[part_topic])
+        forms.add_terms("null_harm", "unit", kept / sizes.sum())
+        forms.add_terms("null_nested", "part", kept[part_unit] * inverse[part_topic])
         return
     moments = _Moments(exchange, 2.0 * exchange.label[:, None] - 1, keep)
     mean = moments.mean_rows
     mean = mean - _group_means(mean, design.topic, keep)
     forms.add("null_harm", mean, 1 / sizes.sum())
     forms.add("null_harm", moments.sum_rows, moments.sum_weights / sizes.sum())
-    forms.add_terms("null_harm", 1, moments.unit_weights / sizes.sum())
-    forms.add_terms("null_nested", 2, moments.unit_weights[part_unit] * inverse[part_topic])
+    forms.add_terms("null_harm", "unit", moments.unit_weights / sizes.sum())
+    forms.add_terms("null_nested", "part", moments.unit_weights[part_unit] * inverse[part_topic])
     for topic in np.flatnonzero(sizes > 0):
         own = design.topic == topic
         forms.add("null_nested", mean * own, inverse[topic])
         forms.add("null_nested", moments.sum_rows * own, moments.sum_weights * inverse[topic])
 
 
-def _add_topic(forms: _Forms, design: Design, keep: Bool[ndarray, " prompt"]) -> None:
+def _add_topic(
+    forms: _Forms, design: Design, keep: Bool[ndarray, " prompt"]
+) -> Float[ndarray, "column prompt"]:
+    """Add the quantities of topic, and return its orthonormal rows."""
     scaled, rows = topic_rows(design, keep)
     forms.add("topic", rows)
     exchange = design.topic_exchange
     moments = _Moments(exchange, scaled[exchange.label], keep)
     forms.add("null_topic", _less_harm_means(moments.mean_rows, design, keep))
     forms.add("null_topic", moments.sum_rows, moments.sum_weights)
-    forms.add_terms("null_topic", 3, moments.unit_weights)
+    forms.add_terms("null_topic", "topic unit", moments.unit_weights)
+    return rows
 
 
 class _Moments:

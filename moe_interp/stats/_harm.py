@@ -8,6 +8,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from numpy.random import Generator
 
+from moe_interp.notebook import Shown
 from moe_interp.stats._contrast import HarmSquares, TopicSquares
 from moe_interp.stats._design import make_design
 from moe_interp.stats._product import Product
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class HarmTest:
+class HarmTest(Shown):
     """Permutation p-values of harm and topic, per layer and for all layers pooled (last).
 
     Attributes:

@@ -10,6 +10,7 @@ from numpy import ndarray
 from scipy.stats import chi2
 
 from moe_interp.errors import DesignError
+from moe_interp.notebook import Shown
 from moe_interp.stats._profile import RoutingProfile
 from moe_interp.stats._results import format_p, plain
 
@@ -24,7 +25,7 @@ _WARNING = (
 
 
 @dataclass(frozen=True, eq=False)
-class NaiveTokenTest:
+class NaiveTokenTest(Shown):
     """Chi-square tests over tokens, per layer and for all layers added up (last).
 
     Attributes:

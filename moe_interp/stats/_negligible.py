@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student_t
 
+from moe_interp.notebook import Shown
 from moe_interp.stats._profile import RoutingProfile
 from moe_interp.stats._results import plain
 from moe_interp.stats._shares import (
@@ -17,7 +18,7 @@ from moe_interp.stats._shares import (
 
 
 @dataclass(frozen=True)
-class NegligibilityTest:
+class NegligibilityTest(Shown):
     """One-sided equivalence test of a share against a fraction of another share.
 
     Attributes:

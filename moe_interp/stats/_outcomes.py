@@ -9,11 +9,12 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 from scipy.stats import binomtest
 
+from moe_interp.notebook import Shown
 from moe_interp.stats._results import format_p
 
 
 @dataclass(frozen=True)
-class PairedOutcomes:
+class PairedOutcomes(Shown):
     """A yes-or-no outcome of the same prompts before and after a change.
 
     Attributes:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from numpy.random import Generator
 
+from moe_interp.notebook import Shown
 from moe_interp.stats._relabel import TIE_TOLERANCE, max_p_values
 from moe_interp.stats._results import format_p, plain
 
@@ -18,7 +19,7 @@ _CHUNK_NUMBERS = 2**21
 
 
 @dataclass(frozen=True, eq=False)
-class PairedTest:
+class PairedTest(Shown):
     """Result of `paired_permutation_test`, one value an expert.
 
     Attributes:

@@ -20,6 +20,7 @@ from numpy import ndarray
 from numpy.random import Generator
 from scipy.stats import binomtest
 
+from moe_interp.notebook import Shown
 from moe_interp.stats._contrast import Weights, centred_unit_sums
 from moe_interp.stats._design import Design, make_design
 from moe_interp.stats._forms import SumsOfSquares, harm_rows
@@ -39,7 +40,7 @@ _SPREAD = np.geomspace(1 / 64, 64, 49)
 
 
 @dataclass(frozen=True, eq=False)
-class Power:
+class Power(Shown):
     """Power of the test of harm for prompts like those recorded.
 
     Attributes:

@@ -22,6 +22,7 @@ from numpy import ndarray
 from scipy.special import xlogy
 
 from moe_interp.errors import DesignError
+from moe_interp.notebook import Shown
 from moe_interp.stats._results import plain
 from moe_interp.stats._shares import interval_factor, jackknife_error
 from moe_interp.stats._swap import _leave_out
@@ -34,7 +35,7 @@ _CHUNK_NUMBERS = 2**22
 
 
 @dataclass(frozen=True, eq=False)
-class RoutingContrast:
+class RoutingContrast(Shown):
     """How far apart the routings of pairs are that differ in one thing.
 
     Attributes:

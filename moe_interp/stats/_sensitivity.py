@@ -10,6 +10,7 @@ from numpy import ndarray
 from numpy.random import Generator
 
 from moe_interp.errors import DesignError
+from moe_interp.notebook import Shown
 from moe_interp.stats._control_cases import CASES, World
 from moe_interp.stats._design import make_design
 from moe_interp.stats._harm import harm_test
@@ -67,7 +68,7 @@ class Controlled:
 
 
 @dataclass(frozen=True)
-class ConfoundSensitivity:
+class ConfoundSensitivity(Shown):
     """The verdict on one span under every control.
 
     Attributes:

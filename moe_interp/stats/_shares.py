@@ -20,6 +20,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from scipy.stats import t as student_t
 
+from moe_interp.notebook import Shown
 from moe_interp.stats._design import Design, make_design
 from moe_interp.stats._distances import DistanceSums
 from moe_interp.stats._forms import Contrasts, SumsOfSquares, contrasts
@@ -37,7 +38,7 @@ _CHUNK_NUMBERS = 2**24
 
 
 @dataclass(frozen=True, eq=False)
-class RoutingShares:
+class RoutingShares(Shown):
     """Shares of each layer and of all layers pooled, which come last.
 
     Attributes:

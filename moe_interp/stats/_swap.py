@@ -25,6 +25,7 @@ from jaxtyping import Float, Int, Shaped
 from numpy import ndarray
 
 from moe_interp.errors import DesignError
+from moe_interp.notebook import Shown
 from moe_interp.stats._design import make_design
 from moe_interp.stats._profile import RoutingProfile
 from moe_interp.stats._results import plain
@@ -39,7 +40,7 @@ _CHUNK_NUMBERS = 2**22
 
 
 @dataclass(frozen=True, eq=False)
-class SwapDistances:
+class SwapDistances(Shown):
     """Mean distances of pairs of prompts that differ in one thing; the last row is all layers.
 
     Attributes:

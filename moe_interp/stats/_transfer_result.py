@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 from numpy import ndarray
 
+from moe_interp.notebook import Shown
 from moe_interp.stats._results import format_p, plain
 from moe_interp.stats._transfer_calibration import Calibration
 
@@ -17,7 +18,7 @@ ROUTING = "routing"
 
 
 @dataclass(frozen=True, eq=False)
-class BaselineAUC:
+class BaselineAUC(Shown):
     """Decoding from other features of the same prompts in the same folds.
 
     Attributes:
@@ -58,7 +59,7 @@ class BaselineAUC:
 
 
 @dataclass(frozen=True, eq=False)
-class SplitAUC:
+class SplitAUC(Shown):
     """How well harm is decoded from routing when prompts are held out in one way.
 
     Attributes:
@@ -136,7 +137,7 @@ class SplitAUC:
 
 
 @dataclass(frozen=True, eq=False)
-class TransferAUC:
+class TransferAUC(Shown):
     """How well harm is decoded from routing, in topics and in words that were held out.
 
     Attributes:

@@ -9,6 +9,7 @@ from numpy import ndarray
 from numpy.random import Generator
 
 from moe_interp.errors import DesignError
+from moe_interp.notebook import Shown
 from moe_interp.stats._harm import HarmTest, harm_test
 from moe_interp.stats._limits import FactorLimits, factor_limits, limits_sentence
 from moe_interp.stats._negligible import NegligibilityTest, negligible
@@ -64,7 +65,7 @@ class FactorEvidence:
 
 
 @dataclass(frozen=True, eq=False)
-class Verdict:
+class Verdict(Shown):
     """The verdict on one span and everything it was drawn from.
 
     Attributes:
