@@ -3,6 +3,12 @@
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from moe_interp.notebook import Shown
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 _LABEL = re.compile(r"L(\d+)E(\d+)", re.IGNORECASE)
 
@@ -51,7 +57,7 @@ class Expert:
         return cls(int(match[1]), int(match[2]))
 
 
-class ExpertSet:
+class ExpertSet(Shown):
     """An immutable set of experts, iterated in order of layer and expert.
 
     Example:
@@ -95,6 +101,19 @@ class ExpertSet:
     def layers(self) -> tuple[int, ...]:
         """The layers that hold at least one of the experts, in order."""
         return tuple(self.by_layer())
+
+    def to_frame(self) -> "DataFrame":
+        """Give one row per layer: the layer, and the ids of its experts."""
+        import pandas as pd
+
+        grouped = {layer: ", ".join(map(str, ids)) for layer, ids in self.by_layer().items()}
+        return pd.DataFrame({"layer": list(grouped), "experts": list(grouped.values())})
+
+    def summary(self) -> str:
+        """Say how many experts of how many layers are in the set."""
+        experts = "1 expert" if len(self) == 1 else f"{len(self)} experts"
+        layers = "1 layer" if len(self.layers) == 1 else f"{len(self.layers)} layers"
+        return f"{experts} in {layers}"
 
     def __iter__(self) -> Iterator[Expert]:
         return iter(self._experts)

@@ -8,6 +8,7 @@ from numpy.random import Generator
 
 from moe_interp.capture import RoutingRecord, check_confounds, decoding_baselines
 from moe_interp.errors import DesignError
+from moe_interp.notebook import Shown
 from moe_interp.stats import (
     conditional_mi,
     design_effect,
@@ -23,7 +24,7 @@ PARTS = ("verdict", "experts", "controls", "decoding", "distances", "dispersion"
 
 
 @dataclass(frozen=True)
-class RoutingExamination:
+class RoutingExamination(Shown):
     """Everything that a record says about topic and harm on one span.
 
     Attributes:

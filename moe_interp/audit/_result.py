@@ -12,6 +12,7 @@ import pandas as pd
 from moe_interp.audit._words import controls_line
 from moe_interp.capture import RoutingRecord, open_record
 from moe_interp.errors import ResultError, ResultExistsError
+from moe_interp.notebook import Shown
 from moe_interp.viz import write_report
 
 SCHEMA_VERSION = 1
@@ -20,7 +21,7 @@ _FILES = (_RESULTS, _EXPERTS, _RECORD, _REPORT)
 
 
 @dataclass(frozen=True)
-class AuditResult:
+class AuditResult(Shown):
     """All numbers of one audit, and the record of routing they were computed from.
 
     Attributes:

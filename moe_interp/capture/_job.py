@@ -24,6 +24,7 @@ from moe_interp.capture._store import check_free
 from moe_interp.capture._there import by_layer, parts_of, submit_part
 from moe_interp.errors import JobTimeoutError, ResultError
 from moe_interp.models import MoEModel, load_model
+from moe_interp.notebook import Shown
 from moe_interp.prompts import Prompt, PromptSet, TokenizedPrompts, load_prompts, tokenize
 from moe_interp.remote import Server
 
@@ -43,7 +44,7 @@ def jobs_folder() -> Path:
     return Path(state) / "moe_interp" / "jobs"
 
 
-class CaptureJob:
+class CaptureJob(Shown):
     """A capture on a server that need not be waited for.
 
     Made by `submit_routing`; `open_job` finds it again, in this process or another.

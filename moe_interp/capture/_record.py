@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -14,12 +14,16 @@ from numpy import ndarray
 
 from moe_interp.capture._store import open_dataset, save_dataset
 from moe_interp.errors import SpanError
+from moe_interp.notebook import Shown
 from moe_interp.prompts import DataCard, Prompt, PromptSet, listed
 from moe_interp.stats import RoutingProfile
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 
 @dataclass(frozen=True, eq=False)
-class RoutingRecord:
+class RoutingRecord(Shown):
     """Routing of a set of prompts; made by `record_routing`, read back by `open_record`.
 
     Attributes:
@@ -293,6 +297,11 @@ class RoutingRecord:
         if self.n_random_routers:
             lines.append(f"  {self.n_random_routers} random routers on the same inputs")
         return "\n".join(lines)
+
+    def to_frame(self) -> "DataFrame":
+        """Give one row per prompt: its text and labels, and how many tokens it has."""
+        counts = np.bincount(self.dataset["prompt_index"].values, minlength=self.n_prompts)
+        return self.prompts.to_frame().assign(n_tokens=counts)
 
     def __repr__(self) -> str:
         return f"<{self.summary()}>"

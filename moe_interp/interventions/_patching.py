@@ -17,6 +17,7 @@ from moe_interp.interventions._rows import as_prompt_set
 from moe_interp.interventions._source import outputs_of
 from moe_interp.interventions._tokens import Tokens
 from moe_interp.models import MoEModel
+from moe_interp.notebook import Shown
 from moe_interp.prompts import PromptSet
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ DIRECTIONS = ("denoise", "noise")
 
 
 @dataclass(frozen=True)
-class PatchResult:
+class PatchResult(Shown):
     """A metric of clean, corrupted and patched runs, for each pair of prompts.
 
     Attributes:

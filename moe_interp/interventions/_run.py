@@ -13,6 +13,7 @@ from moe_interp.interventions._frozen import with_frozen_routing
 from moe_interp.interventions._intervention import Intervention, as_recipe
 from moe_interp.interventions._rows import as_prompt_set, outcomes
 from moe_interp.models import MoEModel
+from moe_interp.notebook import Shown
 from moe_interp.prompts import PromptSet
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class RunResult:
+class RunResult(Shown):
     """What a model made of each prompt.
 
     Attributes:

@@ -21,11 +21,12 @@ from moe_interp.models._hooks import (
 )
 from moe_interp.models._site import Site
 from moe_interp.models._traced import ModelInTrace, MoELayer
+from moe_interp.notebook import Shown
 from moe_interp.remote import Connection, ServerBackend
 
 
 @dataclass(frozen=True)
-class Architecture:
+class Architecture(Shown):
     """What kind of model it is.
 
     Attributes:

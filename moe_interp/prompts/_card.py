@@ -2,9 +2,11 @@
 
 from dataclasses import asdict, dataclass
 
+from moe_interp.notebook import Shown
+
 
 @dataclass(frozen=True)
-class DataCard:
+class DataCard(Shown):
     """Where a layout comes from, under which licence, and how its columns became a design.
 
     Attributes:

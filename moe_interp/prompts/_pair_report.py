@@ -8,6 +8,7 @@ import numpy as np
 from numpy import ndarray
 
 from moe_interp.errors import PromptError
+from moe_interp.notebook import Shown
 from moe_interp.prompts._align import align_tokens
 from moe_interp.prompts._encode import tokenize
 from moe_interp.prompts._lengths import prompt_lengths
@@ -46,7 +47,7 @@ class PairedPrompts:
 
 
 @dataclass(frozen=True)
-class PairReport:
+class PairReport(Shown):
     """All pairs of a set, and what stayed unpaired.
 
     Attributes:

@@ -14,6 +14,7 @@ from jaxtyping import Bool
 from numpy import ndarray
 
 from moe_interp.errors import PromptError
+from moe_interp.notebook import Shown
 from moe_interp.prompts._card import DataCard
 from moe_interp.prompts._prompt import Prompt, check_design, listed, with_ids
 from moe_interp.prompts._split import exchange_units, split_units
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-class PromptSet(Sequence[Prompt]):
+class PromptSet(Sequence[Prompt], Shown):
     """An immutable, ordered set of prompts whose design is known to be sound.
 
     Every prompt has an id (those without one get ``p0000``, ``p0001``, …), and a pair has at most

@@ -18,6 +18,7 @@ from moe_interp.interventions import (
     metric_name,
 )
 from moe_interp.models import MoEModel
+from moe_interp.notebook import Shown
 from moe_interp.prompts import PromptSet
 from moe_interp.scores._matching import draw_counterparts
 from moe_interp.scores._scores import Scores
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class AblationCurve:
+class AblationCurve(Shown):
     """What is left of a behaviour after each expert of an order, and of random orders.
 
     Attributes:

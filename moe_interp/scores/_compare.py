@@ -9,6 +9,7 @@ from numpy import ndarray
 from numpy.random import Generator
 from scipy import stats
 
+from moe_interp.notebook import Shown
 from moe_interp.scores._scores import Scores
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Shown):
     """Scores of the same experts, and the rank correlations between them.
 
     Attributes:

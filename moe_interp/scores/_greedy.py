@@ -29,6 +29,7 @@ from moe_interp.interventions import (
     mode_name,
 )
 from moe_interp.models import MoEModel
+from moe_interp.notebook import Shown
 from moe_interp.prompts import PromptSet
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class GreedyStep:
 
 
 @dataclass(frozen=True)
-class GreedyAblation:
+class GreedyAblation(Shown):
     """What greedy ablation took away, and what was left of the behaviour.
 
     Attributes:

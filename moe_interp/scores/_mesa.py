@@ -16,6 +16,7 @@ from scipy.stats import rankdata
 from moe_interp.capture import RoutingRecord
 from moe_interp.errors import DesignError
 from moe_interp.experts import ExpertSet
+from moe_interp.notebook import Shown
 from moe_interp.scores._routing import mean_router_prob, selection_frequency
 from moe_interp.scores._scores import Scores
 from moe_interp.scores._select import select_experts
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class MesaSelection:
+class MesaSelection(Shown):
     """Experts that routing at a cost would move harmful prompts to.
 
     Attributes:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from moe_interp.experts import ExpertSet
+from moe_interp.notebook import Shown
 from moe_interp.scores._side_effects import OffTarget, SideEffect
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class MatchedNull:
+class MatchedNull(Shown):
     """The effect of a change, beside the same change at random experts matched on layer and use.
 
     Attributes:

@@ -11,13 +11,14 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from moe_interp.experts import Expert
+from moe_interp.notebook import Shown
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 
 @dataclass(frozen=True, eq=False)
-class Scores:
+class Scores(Shown):
     """A score of every expert; NaN where it was not measured.
 
     Attributes:

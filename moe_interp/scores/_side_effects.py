@@ -8,6 +8,8 @@ from jaxtyping import Float
 from numpy import ndarray
 from scipy import stats
 
+from moe_interp.notebook import Shown
+
 if TYPE_CHECKING:
     from pandas import DataFrame
 
@@ -58,7 +60,7 @@ class SideEffect:
 
 
 @dataclass(frozen=True)
-class OffTarget:
+class OffTarget(Shown):
     """Everything that was looked at beside the target.
 
     Attributes:

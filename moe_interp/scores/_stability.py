@@ -11,6 +11,7 @@ from numpy import ndarray
 from numpy.random import Generator
 
 from moe_interp.experts import Expert, ExpertSet
+from moe_interp.notebook import Shown
 from moe_interp.scores._scores import Scores
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class StabilitySelection:
+class StabilitySelection(Shown):
     """How often each expert was selected over resamples of the prompts.
 
     Attributes:

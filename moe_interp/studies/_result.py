@@ -14,6 +14,7 @@ from numpy.random import Generator
 
 from moe_interp.errors import ResultExistsError
 from moe_interp.models import MoEModel
+from moe_interp.notebook import Shown
 from moe_interp.prompts import PromptSet
 from moe_interp.stats._results import plain
 from moe_interp.studies._causal import Arm, arm_table
@@ -24,7 +25,7 @@ _RESULTS, _REPORT = "results.json", "report.html"
 
 
 @dataclass(frozen=True)
-class StudyResult:
+class StudyResult(Shown):
     """The outcome of one study on one model.
 
     Attributes:

@@ -10,13 +10,14 @@ from numpy import ndarray
 from scipy import special, stats
 
 from moe_interp.capture import RoutingRecord, slots_changed
+from moe_interp.notebook import Shown
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 
 @dataclass(frozen=True)
-class RoutingDrift:
+class RoutingDrift(Shown):
     """How far routing moved, for each prompt and layer.
 
     Attributes:

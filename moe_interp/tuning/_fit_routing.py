@@ -23,6 +23,7 @@ from moe_interp.interventions._rows import planned_batches
 from moe_interp.models import MoEModel
 from moe_interp.models._traced_loss import inside_loss
 from moe_interp.models._traced_mixture import route_by_offsets
+from moe_interp.notebook import Shown
 from moe_interp.prompts import Encoded, PromptSet
 from moe_interp.scores._gradients import differentiable
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class FittedRouting:
+class FittedRouting(Shown):
     """Routing fitted to responses, beside the model's own.
 
     Attributes:

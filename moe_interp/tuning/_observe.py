@@ -13,6 +13,7 @@ from moe_interp.errors import DesignError
 from moe_interp.interventions import RunResult, run, text_losses
 from moe_interp.metrics import RefusalRate, TextMetric
 from moe_interp.models import MoEModel
+from moe_interp.notebook import Shown
 from moe_interp.prompts import PromptSet, exchange_units
 from moe_interp.scores import OffTarget, SideEffect, compare_answers
 from moe_interp.scores._side_effects import NEUTRAL, difference_interval
@@ -44,7 +45,7 @@ class Observation:
 
 
 @dataclass(frozen=True, eq=False)
-class ModelChange:
+class ModelChange(Shown):
     """How a second model differs from a first on the same prompts.
 
     Attributes:

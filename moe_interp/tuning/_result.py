@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from moe_interp.errors import ResultExistsError
 from moe_interp.models import MoEModel
+from moe_interp.notebook import Shown
 from moe_interp.tuning._delta import ExpertDelta
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TuneResult:
+class TuneResult(Shown):
     """A tuning run.
 
     Attributes:
