@@ -1,7 +1,7 @@
 """A server that speaks NDIF's protocol and does as a script says: for what can go wrong.
 
-It answers in order what its script holds, one entry a subscription: "ok" runs nothing and sends
-the result it was made with; anything else is a fault, see `Script`.
+It answers in order what its script holds, one entry a job: "run" runs it, in a process of
+`loopback`; "ok" runs nothing and sends the result it was made with; anything else is a fault.
 """
 
 import base64
@@ -12,6 +12,7 @@ import socket
 import struct
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import NamedTuple
 
 import torch
 import zstandard
@@ -36,19 +37,41 @@ def result(values):
     return zstandard.ZstdCompressor().compress(buffer.getvalue())
 
 
+def body_of(parts, name):
+    """One part of a request's body."""
+    mark = parts[: parts.index(b"\r\n")]
+    for part in parts.split(mark):
+        head, _, content = part.partition(b"\r\n\r\n")
+        if f'name="{name}"'.encode() in head:
+            return content.removesuffix(b"\r\n")
+    raise KeyError(name)
+
+
+class Run(NamedTuple):
+    """A job that is to be run."""
+
+    blob: bytes
+    envelope: dict
+    job: str
+
+
 class FakeNDIF:
     """The server.
 
     Args:
-        script: What to do with each job: "ok", "url" (the result lies elsewhere), "drop" (the
-            connection breaks), "silent" (nothing comes), a number (the HTTP status of the
-            submission), or a text (the description of an ERROR).
+        script: What to do with each job, the last entry with all further ones: "run", "ok",
+            "url" (the result lies elsewhere), "drop" (the connection breaks), "silent" (nothing
+            comes), a number (the HTTP status of the submission), or a text (the description of an
+            ERROR).
         values: What a job that goes well sends back.
         facts: What GET paths answer: JSON, bytes, or an HTTP status.
+        worker: The process that runs jobs.
+        checkpoints: The folder of each model that it runs, by name.
     """
 
-    def __init__(self, script, values=None, facts=None):
+    def __init__(self, script, values=None, facts=None, worker=None, checkpoints=None):
         self.script, self.values = list(script), result(values or {})
+        self.worker, self.checkpoints = worker, checkpoints or {}
         self.facts = {"/env": {"packages": {}, "python_version": ""}, **(facts or {})}
         self.posts, self.keys = [], []
         self.answered = threading.Condition()
@@ -118,14 +141,31 @@ class FakeNDIF:
         act = self.script[min(len(self.posts), len(self.script) - 1)]
         envelope = json.loads(body[body.index(b"{") : body.index(b"}\r\n") + 1])
         self.posts.append(envelope)
+        if act == "run":
+            act = Run(body_of(body, "blob"), envelope, f"job-{len(self.posts)}")
         if isinstance(act, int):
             said = f"key {handler.headers.get('ndif-api-key')} has status {act}"
             handler.plain(act, json.dumps({"detail": said}).encode())
         else:
             handler.plain(200, self.status("RECEIVED", "received").encode())
+        if isinstance(act, Run) and not envelope["session_id"]:
+            done, found = self.run(act)
+            self.facts[f"/result-{act.job}"] = result(found) if done else b""
+            told = {"data": f"{self.url}/result-{act.job}"} if done else {"description": found}
+            state = "COMPLETED" if done else "ERROR"
+            self.facts[f"/response/{act.job}"] = {"id": act.job, "status": state, **told}
         with self.answered:
             self.pending[envelope["session_id"]] = act
             self.answered.notify_all()
+
+    def run(self, act):
+        """Have a job run; gives whether it went well, and what it saved or its traceback."""
+        name = json.loads(act.envelope["model_key"].partition(":")[2])["repo_id"]
+        if name not in self.checkpoints:
+            return False, f"Could not deploy this model. There is no {name}."
+        folder = str(self.checkpoints[name])
+        kind, found = self.worker.ask(folder, act.blob, act.envelope["env"])
+        return kind == "ok", found
 
     def status(self, name, description, **further):
         job = f"job-{len(self.posts)}"
@@ -135,6 +175,10 @@ class FakeNDIF:
         if isinstance(act, int):
             return
         connection.sendall(frame(self.status("QUEUED", "position 1").encode()))
+        if isinstance(act, Run):
+            done, act = self.run(act)
+            if done:
+                self.values, act = result(act), "ok"
         if act == "drop":
             connection.shutdown(socket.SHUT_RDWR)
         elif act == "silent":

@@ -14,6 +14,7 @@ from moe_interp.cli._options import (
     Out,
     Prompts,
     RandomRouters,
+    Remote,
     Seed,
     TrustRemoteCode,
 )
@@ -40,6 +41,7 @@ def audit(
     device: Device = None,
     dtype: Dtype = None,
     trust_remote_code: TrustRemoteCode = False,
+    remote: Remote = None,
     force: Force = False,
 ) -> None:
     """Does routing follow the topic or the harm of a prompt, and which experts matter?
@@ -57,7 +59,8 @@ def audit(
 
     check_output(out, force=force)
     chosen = load_prompts(prompts)
-    opened = open_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    code = {"trust_remote_code": trust_remote_code}
+    opened = open_model(model, device=device, dtype=dtype, remote=remote, **code)
     result = run_audit(
         opened,
         chosen,

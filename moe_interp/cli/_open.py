@@ -2,6 +2,8 @@
 
 from moe_interp.models import MoEModel, load_model
 
+_CONFIGURED = "ndif"
+
 
 def open_model(
     model: str,
@@ -9,6 +11,7 @@ def open_model(
     device: str | None = None,
     dtype: str | None = None,
     trust_remote_code: bool = False,
+    remote: str | None = None,
 ) -> MoEModel:
     """Load and check a model; only our own words reach the terminal.
 
@@ -17,6 +20,8 @@ def open_model(
         device: Where to put it.
         dtype: Floating-point format of the weights.
         trust_remote_code: Run code that the checkpoint brings along.
+        remote: The server to run it on: an address, ``"ndif"`` for the one that nnsight is
+            configured with, or None for this machine.
 
     Returns:
         The model.
@@ -25,4 +30,6 @@ def open_model(
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    return load_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    options = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+    there = {None: False, _CONFIGURED: True}.get(remote, remote)
+    return load_model(model, **options, remote=there)

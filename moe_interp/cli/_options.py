@@ -52,3 +52,12 @@ TrustRemoteCode = Annotated[
     bool,
     typer.Option("--trust-remote-code", help="Run Python code that the checkpoint brings along."),
 ]
+Remote = Annotated[
+    str | None,
+    typer.Option(
+        "--remote",
+        help="Run the model on an NDIF server: its address, or 'ndif' for the one that nnsight is "
+        "configured with.",
+        show_default="here",
+    ),
+]

@@ -10,6 +10,7 @@ from moe_interp.cli._options import (
     Out,
     Prompts,
     RandomRouters,
+    Remote,
     Seed,
     TrustRemoteCode,
 )
@@ -25,6 +26,7 @@ def record(
     device: Device = None,
     dtype: Dtype = None,
     trust_remote_code: TrustRemoteCode = False,
+    remote: Remote = None,
     force: Force = False,
 ) -> None:
     """Capture which experts every token was routed to, and with which weights.
@@ -42,7 +44,8 @@ def record(
 
     check_free(out, force=force)
     chosen = load_prompts(prompts)
-    opened = open_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    code = {"trust_remote_code": trust_remote_code}
+    opened = open_model(model, device=device, dtype=dtype, remote=remote, **code)
     captured = record_routing(
         opened,
         chosen,

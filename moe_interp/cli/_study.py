@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from moe_interp.cli._console import out as console
-from moe_interp.cli._options import Device, Dtype, Force, Seed, TrustRemoteCode
+from moe_interp.cli._options import Device, Dtype, Force, Remote, Seed, TrustRemoteCode
 
 
 def study(
@@ -34,6 +34,7 @@ def study(
     device: Device = None,
     dtype: Dtype = None,
     trust_remote_code: TrustRemoteCode = False,
+    remote: Remote = None,
     force: Force = False,
 ) -> None:
     """Run a paper's analysis, with the controls that the paper lacked.
@@ -65,12 +66,11 @@ def study(
     from moe_interp.prompts import load_prompts
 
     loaded = load_prompts(prompts)
-    opened = open_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    place = {"device": device, "dtype": dtype, "remote": remote}
+    opened = open_model(model, trust_remote_code=trust_remote_code, **place)
     options = {}
     if base is not None:
-        options["base"] = open_model(
-            base, device=device, dtype=dtype, trust_remote_code=trust_remote_code
-        )
+        options["base"] = open_model(base, trust_remote_code=trust_remote_code, **place)
     result = chosen.run(opened, loaded, rng=np.random.default_rng(seed), **options)
     result.write(out, force=force)
     console.print(result.summary(), markup=False)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from moe_interp.cli._console import out as console
-from moe_interp.cli._options import Device, Dtype, Force, Model, Prompts, TrustRemoteCode
+from moe_interp.cli._options import Device, Dtype, Force, Model, Prompts, Remote, TrustRemoteCode
 from moe_interp.cli._table import check_file, write_table
 
 
@@ -37,6 +37,7 @@ def sweep(
     device: Device = None,
     dtype: Dtype = None,
     trust_remote_code: TrustRemoteCode = False,
+    remote: Remote = None,
     force: Force = False,
 ) -> None:
     """Measure, for every expert, how the log-odds of a refusal change without it; exactly.
@@ -60,7 +61,8 @@ def sweep(
                 "`harm`, or --all."
             )
         chosen = chosen.select(chosen.harm)
-    opened = open_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    code = {"trust_remote_code": trust_remote_code}
+    opened = open_model(model, device=device, dtype=dtype, remote=remote, **code)
     openers = refusal or (opened.card or {}).get("refusal", {}).get("openers")
     metric = RefusalLogOdds(opened.tokenizer, openers=openers)
     found = sweep_experts(opened, chosen, metric=metric, mode=mode, store=store, progress=True)

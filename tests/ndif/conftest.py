@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from hub_cache import keep
 
 import moe_interp as mi
 from moe_interp.remote import VersionDifferenceWarning
@@ -18,7 +19,6 @@ collect_ignore = ["rig"]
 
 RIG = Path(__file__).parent / "rig"
 ENVIRONMENT = Path(__file__).parents[2] / ".ndif" / "venv"
-COMMIT = "1".rjust(40, "0")
 
 
 def rig(name):
@@ -30,24 +30,28 @@ def rig(name):
 
 
 @pytest.fixture(scope="session")
-def checkpoints(tmp_path_factory):
-    return rig("checkpoints").write(tmp_path_factory.mktemp("served"))
+def server(tmp_path_factory):
+    """The server: one that runs already, where NDIF_STATE names its folder, or a new one."""
+    if running := os.environ.get("NDIF_STATE"):
+        yield rig("server").Control(running)
+        return
+    checkpoints = rig("checkpoints").write(tmp_path_factory.mktemp("served"))
+    install = ["bash", str(RIG / "install.sh"), str(ENVIRONMENT)]
+    subprocess.run(install, env={**os.environ, "PYTHON": sys.executable}, check=True)
+    # Ray puts sockets there, whose paths must be short.
+    with tempfile.TemporaryDirectory(prefix="ndif-", ignore_cleanup_errors=True) as state:
+        command = [sys.executable, str(RIG / "server.py"), str(ENVIRONMENT), checkpoints, state]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        # Its input ends with this process, even if that is killed, and it ends with its input.
+        with subprocess.Popen(command, **pipes) as keeper:
+            assert keeper.stdout.readline(), "the server did not start; the reason is above"
+            yield rig("server").Control(state)
+            keeper.stdin.close()
 
 
 @pytest.fixture(scope="session")
-def server(checkpoints):
-    """The server, with its environment built where that was not done yet."""
-    subprocess.run(
-        ["bash", str(RIG / "install.sh"), str(ENVIRONMENT)],
-        env={**os.environ, "PYTHON": sys.executable},
-        check=True,
-    )
-    # Ray puts sockets there, whose paths must be short.
-    with tempfile.TemporaryDirectory(prefix="ndif-", ignore_cleanup_errors=True) as state:
-        running = rig("server").Server(ENVIRONMENT, checkpoints, state)
-        running.start()
-        yield running
-        running.stop()
+def checkpoints(server):
+    return server.checkpoints
 
 
 @pytest.fixture(scope="session")
@@ -61,14 +65,6 @@ def hub_cache(checkpoints, tmp_path_factory):
     patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     yield cache
     patch.undo()
-
-
-def keep(cache, name, folder):
-    place = cache / f"models--{name.replace('/', '--')}"
-    (place / "refs").mkdir(parents=True)
-    (place / "refs" / "main").write_text(COMMIT)
-    (place / "snapshots").mkdir()
-    (place / "snapshots" / COMMIT).symlink_to(folder)
 
 
 @pytest.fixture(scope="session")

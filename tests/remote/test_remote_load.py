@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hub_cache import keep
 
 import moe_interp as mi
 from moe_interp.errors import NotMoEError, UnsupportedOnServerError
@@ -11,15 +12,6 @@ from moe_interp.models._load import load_model
 from moe_interp.scores._sweep import _weights
 
 NOWHERE = "http://127.0.0.1:9"
-
-
-def keep(cache, name, folder):
-    """Lay a checkpoint down as a download from the hub leaves it."""
-    place = cache / f"models--{name.replace('/', '--')}"
-    (place / "refs").mkdir(parents=True)
-    (place / "refs" / "main").write_text("1" * 40)
-    (place / "snapshots").mkdir()
-    (place / "snapshots" / ("1" * 40)).symlink_to(folder)
 
 
 @pytest.fixture

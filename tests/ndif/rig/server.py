@@ -1,13 +1,19 @@
 """Start and end a real NDIF 0.1.2 on this machine: CPU only, loopback only, no account.
 
-    python server.py ENVIRONMENT CHECKPOINTS STATE      (ends with the terminal's interrupt)
+    python server.py ENVIRONMENT CHECKPOINTS STATE
 
 It is made of redis, an S3 store (moto), a hub for the checkpoints, a Ray head with a logical GPU,
 NDIF's controller and NDIF's API. Each is a process group of its own, ended by its id.
+
+It ends with its standard input: when the terminal's end of file is typed, and when the process
+that started it dies, however it dies. Until then `STATE/control`, a socket, takes what `Control`
+says.
 """
 
+import ctypes
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -18,10 +24,11 @@ import urllib.request
 from pathlib import Path
 
 HERE = Path(__file__).parent
-FIRST_PORT = 28000
 #: Ray's own workers take ports below, see `ray start --help`.
+FIRST_PORTS = range(28000, 30000, 50)
 PORTS = ("redis", "store", "hub", "ray", "ray_client", "dashboard", "api")
 START_SECONDS = 300
+SIGNALLED_WHEN_THE_PARENT_DIES = 1  # PR_SET_PDEATHSIG
 
 
 class Server:
@@ -37,7 +44,8 @@ class Server:
     def __init__(self, environment, checkpoints, state, **settings):
         self.bin = Path(environment).resolve() / "bin"
         self.checkpoints, self.state = Path(checkpoints).resolve(), Path(state).resolve()
-        self.port = {name: FIRST_PORT + n for n, name in enumerate(PORTS)}
+        first = next(port for port in FIRST_PORTS if all_free(port, len(PORTS)))
+        self.port = {name: first + n for n, name in enumerate(PORTS)}
         self.url = self.address("api")
         self.settings = settings
         self.processes = {}
@@ -171,11 +179,11 @@ class Server:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=die_with_the_parent,
             )
 
     def is_open(self, name):
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port[name])) == 0
+        return is_taken(self.port[name])
 
     def is_connected(self):
         try:
@@ -203,32 +211,102 @@ class Server:
         """End the processes named, or all of them, by the ids of their groups."""
         chosen = [name for name in reversed(self.processes) if not names or name in names]
         for kind, seconds in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
-            for name in chosen:
-                try:
-                    os.killpg(self.processes[name].pid, kind)
-                except ProcessLookupError:
-                    continue
-            deadline = time.monotonic() + seconds
-            for name in chosen:
-                try:
-                    self.processes[name].wait(max(0.1, deadline - time.monotonic()))
-                except subprocess.TimeoutExpired:
-                    continue
+            self.signal(kind, chosen, seconds)
         for name in chosen:
             del self.processes[name]
+
+    def kill(self):
+        """End everything at once, as a machine does that fails."""
+        self.signal(signal.SIGKILL, list(self.processes), 10)
+        self.processes.clear()
+
+    def signal(self, kind, names, seconds):
+        for name in names:
+            try:
+                os.killpg(self.processes[name].pid, kind)
+            except ProcessLookupError:
+                continue
+        deadline = time.monotonic() + seconds
+        for name in names:
+            try:
+                self.processes[name].wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                continue
+
+    def serve(self, control):
+        """Do what `Control` says until standard input ends."""
+        acts = {"start": self.start, "kill": self.kill, "stop api": lambda: self.stop("api")}
+        acts["start api"] = self.start_api
+        while True:
+            ready, _, _ = select.select([sys.stdin, control], [], [])
+            if sys.stdin in ready and not sys.stdin.readline():
+                return
+            if control in ready:
+                asked, _ = control.accept()
+                with asked:
+                    try:
+                        acts[asked.recv(100).decode()]()
+                        asked.sendall(b"done")
+                    except Exception as error:
+                        asked.sendall(repr(error).encode())
+
+
+class Control:
+    """A server that another process keeps.
+
+    Args:
+        state: Its folder.
+    """
+
+    def __init__(self, state):
+        self.state = Path(state)
+        about = json.loads((self.state / "running.json").read_text())
+        self.url, self.hub, self.checkpoints = (
+            about["url"],
+            about["hub"],
+            Path(about["checkpoints"]),
+        )
+
+    def ask(self, what):
+        """Have something done, and wait for it: `start`, `kill`, `stop api` or `start api`."""
+        with socket.socket(socket.AF_UNIX) as asked:
+            asked.connect(str(self.state / "control"))
+            asked.sendall(what.encode())
+            said = asked.recv(10_000).decode()
+        if said != "done":
+            raise RuntimeError(f"{what}: {said}")
+
+
+def is_taken(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def all_free(first, number):
+    return not any(is_taken(port) for port in range(first, first + number))
+
+
+def die_with_the_parent():
+    """Have this process told to end when its parent is gone without having told it."""
+    ctypes.CDLL(None).prctl(SIGNALLED_WHEN_THE_PARENT_DIES, signal.SIGTERM)
 
 
 def main():
     environment, checkpoints, state = sys.argv[1:]
     server = Server(environment, checkpoints, state)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    for kind in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(kind, lambda *_: sys.exit(0))
     try:
         server.start()
-        sys.stdout.write(f"NDIF runs at {server.url}, the hub at {server.address('hub')}\n")
-        sys.stdout.flush()
-        signal.pause()
-    except KeyboardInterrupt:
-        pass
+        with socket.socket(socket.AF_UNIX) as control:
+            control.bind(str(server.state / "control"))
+            control.listen()
+            about = {"url": server.url, "hub": server.address("hub")}
+            about["checkpoints"] = str(server.checkpoints)
+            (server.state / "running.json").write_text(json.dumps(about))
+            sys.stdout.write(f"NDIF runs at {server.url}, the hub at {server.address('hub')}\n")
+            sys.stdout.flush()
+            server.serve(control)
     finally:
         server.stop()
 
