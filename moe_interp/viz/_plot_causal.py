@@ -6,6 +6,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from moe_interp.viz._figure import Figure
 from moe_interp.viz._tables import finite
 from moe_interp.viz._theme import INK, NULL, OBSERVED, plain_axis, plain_figure
 
@@ -44,7 +45,7 @@ def set_name(entry: Mapping[str, Any]) -> str:
     return SET_NAMES.get(name, name.replace("_", " "))
 
 
-def plot_causal(causal: Mapping[str, Any]) -> go.Figure:
+def plot_causal(causal: Mapping[str, Any]) -> Figure:
     """Plot the metric without the chosen experts against the null of matched random experts.
 
     Each panel is one set of experts: in grey, how often random sets matched on layer, size and

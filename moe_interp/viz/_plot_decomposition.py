@@ -6,6 +6,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from moe_interp.viz._figure import Figure
 from moe_interp.viz._tables import Rows, rows_of
 from moe_interp.viz._theme import FACTORS, RANDOM_ROUTER, plain_axis, plain_figure
 
@@ -19,7 +20,7 @@ def plot_decomposition(
     *,
     spans: Sequence[str] | None = None,
     factors: Sequence[str] = ("topic", "harm", "interaction"),
-) -> go.Figure:
+) -> Figure:
     """Plot the shares of routing variation that topic and harm explain, per layer and span.
 
     Points are shares with their 95 % intervals. The grey box behind a point is the same share

@@ -7,6 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from moe_interp.experts import Expert, as_expert
+from moe_interp.viz._figure import Figure
 from moe_interp.viz._tables import Rows, rows_of
 from moe_interp.viz._theme import DIVERGING, INK, SEQUENTIAL, plain_axis, plain_figure
 
@@ -29,7 +30,7 @@ def plot_experts(
     quantity: str = "effect",
     alpha: float = 0.05,
     truth: Iterable[Expert | tuple[int, int] | str] = (),
-) -> go.Figure:
+) -> Figure:
     """Plot one number for every expert as a map: experts from left to right, layers upwards.
 
     A dot marks experts whose adjusted p-value is below `alpha`, a ring those that were selected,
@@ -111,7 +112,7 @@ def _colour_bar(unit: str) -> dict[str, Any]:
     }
 
 
-def _label_axes(figure: go.Figure, layers: list[int], n_experts: int) -> None:
+def _label_axes(figure: Figure, layers: list[int], n_experts: int) -> None:
     """Name experts and layers; of many only every so-manieth, so that labels stay apart."""
     figure.update_xaxes(
         plain_axis(
@@ -157,6 +158,7 @@ def expert_grid(
             value = None if p is None else abs(math.log10(max(p, _SMALLEST_P)))
         else:
             value = row.get(quantity)
+            value = value if value is None else float(value)
         grid[place[row["layer"]]][row["expert"]] = value
     return grid
 

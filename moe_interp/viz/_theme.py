@@ -7,7 +7,7 @@ everywhere: positive is blue, negative is red, as circuitsvis colours tokens.
 
 from typing import Any
 
-import plotly.graph_objects as go
+from moe_interp.viz._figure import Figure
 
 FACTORS = {
     "topic": {"label": "topic", "colour": "#2b7bba", "symbol": "circle"},
@@ -44,7 +44,7 @@ SEQUENTIAL_DARK = [[0, "#20252c"], [0.35, "#25496b"], [0.7, "#3f8dc8"], [1, "#b9
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 
-def plain_figure(**layout: Any) -> go.Figure:  # noqa: ANN401  Plotly's own layout keywords.
+def plain_figure(**layout: Any) -> Figure:  # noqa: ANN401  Plotly's own layout keywords.
     """Start a figure without Plotly's heavy default template.
 
     Args:
@@ -53,7 +53,7 @@ def plain_figure(**layout: Any) -> go.Figure:  # noqa: ANN401  Plotly's own layo
     Returns:
         An empty figure: white paper, thin grid, no title, room for axis labels.
     """
-    figure = go.Figure()
+    figure = Figure()
     figure.update_layout(
         template={"layout": {}},
         font={"family": FONT, "size": 13, "color": INK},
