@@ -30,8 +30,9 @@ from moe_interp.remote import Server
 
 KIND = "moe_interp capture job"
 _LOOK_SECONDS = 1.0
-#: A part of which nothing has come for so long is asked for again: servers may forget jobs.
-SILENCE_SECONDS = 3600.0
+#: A part of which nothing has come for so long is asked for again: servers may forget jobs, and one
+#: of which they do not know has been forgotten sooner than one that they say is under way.
+SILENCE_SECONDS = {"unknown": 120.0, "waiting": 3600.0}
 
 
 def jobs_folder() -> Path:
@@ -112,10 +113,9 @@ class CaptureJob(Shown):
                 continue
             sent = self.asked["parts"][part]
             state, found = ("lost", None) if sent is None else model.backend().state_of(sent["job"])
-            silent = sent is not None and time.time() - sent["asked"] > SILENCE_SECONDS
             if state == "done":
                 self._keep(part, found["packed"])
-            elif state == "lost" or silent:
+            elif state == "lost" or time.time() - sent["asked"] > SILENCE_SECONDS[state]:
                 self._ask(model, tokens, part, chosen)
         return self.n_parts - self.n_done
 

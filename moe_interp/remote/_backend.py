@@ -16,7 +16,12 @@ from nnsight.intervention.backends.remote import RemoteBackend
 from nnsight.schema.request import RequestModel
 from nnsight.schema.response import ResponseModel, Status
 
-from moe_interp.errors import JobTimeoutError, ResultTooLargeError, ServerUnreachableError
+from moe_interp.errors import (
+    JobTimeoutError,
+    RemoteRunError,
+    ResultTooLargeError,
+    ServerUnreachableError,
+)
 from moe_interp.remote._failures import failure
 from moe_interp.remote._server import Server, detail_of
 
@@ -24,6 +29,12 @@ _LOGGER = logging.getLogger("moe_interp")
 _CONNECT_SECONDS = 10.0
 _READ_SECONDS = 600.0
 _LOOK_SECONDS = 0.2
+#: What stores answer of results that they dropped, or whose addresses have run out.
+_GONE = (403, 404, 410)
+
+
+class _ResultGoneError(RemoteRunError):
+    """A job was done, and its result is not kept any more."""
 
 
 @dataclass
@@ -124,8 +135,9 @@ class ServerBackend(RemoteBackend):
             job: Its name on the server.
 
         Returns:
-            ``"done"`` and the saved values; ``"waiting"``; or ``"lost"``, for a fault that was not
-            the block's.
+            ``"done"`` and the saved values; ``"waiting"``; ``"unknown"``, if the server has never
+            heard of it, or not yet; or ``"lost"``, for a fault that was not the block's and for a
+            result that is not kept any more.
 
         Raises:
             RemoteRunError: If the server does not answer, or the block failed.
@@ -133,11 +145,14 @@ class ServerBackend(RemoteBackend):
         self.job = job
         answer = self.patiently(lambda: self.server.ask(f"/response/{job}"))
         if answer is None:
-            return "waiting", None
+            return "unknown", None
         response = ResponseModel.model_validate(answer)
         self.last = response.status
         if response.status == Status.COMPLETED:
-            return "done", self.patiently(lambda: self.download_result(response.data))
+            try:
+                return "done", self.patiently(lambda: self.download_result(response.data))
+            except _ResultGoneError:
+                return "lost", None
         if response.status == Status.ERROR:
             error = failure(self.server, self.model, response.description)
             if not isinstance(error, ServerUnreachableError):
@@ -254,6 +269,7 @@ class ServerBackend(RemoteBackend):
         Raises:
             ResultTooLargeError: If it is larger than the server's settings allow.
             ServerUnreachableError: If it cannot be fetched.
+            RemoteRunError: If it is not there any more.
         """
         if not url:
             return None
@@ -268,6 +284,12 @@ class ServerBackend(RemoteBackend):
         timeout = httpx.Timeout(_CONNECT_SECONDS, read=_READ_SECONDS)
         try:
             with httpx.stream("GET", url, timeout=timeout) as answer:
+                if answer.status_code in _GONE:
+                    raise _ResultGoneError(
+                        f"The result of job {self.job} is not on {self.server.host} any more "
+                        f"({answer.status_code}). Servers keep results for an hour or so: ask "
+                        "again."
+                    )
                 answer.raise_for_status()
                 self._check_size(int(answer.headers.get("Content-Length", 0)))
                 for chunk in answer.iter_bytes():

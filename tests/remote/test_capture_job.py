@@ -111,14 +111,28 @@ def test_a_part_that_was_never_sent_is_sent(fake, there):
     assert asked(job) == ["job-1", "job-3"]
 
 
-def test_a_part_of_which_nothing_is_heard_is_asked_again(fake, there, monkeypatch):
+@pytest.mark.parametrize("state", ["unknown", "waiting"])
+def test_a_part_of_which_nothing_is_heard_is_asked_again(fake, there, monkeypatch, state):
     job = submit(there)
     now = time.time()
+    if state == "waiting":
+        fake.facts.update({f"/response/job-{n}": {**WAITING, "id": f"job-{n}"} for n in (1, 2)})
+    patience = _job.SILENCE_SECONDS[state]
+    monkeypatch.setattr(_job.time, "time", lambda: now + 0.9 * patience)
     assert job.fetch(there) == 2
     assert len(fake.posts) == 2
-    monkeypatch.setattr(_job.time, "time", lambda: now + 2 * _job.SILENCE_SECONDS)
+    monkeypatch.setattr(_job.time, "time", lambda: now + 1.1 * patience)
     assert job.fetch(there) == 2
     assert asked(job) == ["job-3", "job-4"]
+
+
+def test_a_part_whose_result_was_dropped_is_asked_again(fake, there):
+    job = submit(there)
+    completed(fake, "job-1", 0, job.asked["batches"])
+    fake.facts["/result-0"] = 403
+    fake.facts["/response/job-2"] = WAITING
+    assert job.fetch(there) == 2
+    assert asked(job) == ["job-3", "job-2"]
 
 
 def test_an_error_in_a_part_is_told(fake, there):

@@ -143,6 +143,12 @@ def test_a_result_that_is_too_large_is_not_fetched(serve):
             ask(model)
 
 
+def test_a_result_that_is_not_kept_is_told(serve):
+    _, model = serve("url", values={"index": torch.zeros(1)}, facts={"/result": 410})
+    with pytest.raises(RemoteRunError, match=r"job-1 is not on http.* any more \(410\).*ask again"):
+        ask(model)
+
+
 def test_a_server_that_is_down_says_so(serve):
     model = there(Server("http://127.0.0.1:9", key=KEY, retries=0))
     with pytest.raises(ServerUnreachableError, match=r"127.0.0.1:9 does not answer .*Connection"):
