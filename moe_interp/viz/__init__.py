@@ -1,6 +1,7 @@
 """Show: tokens, maps of experts, shares beside random routers, and the self-contained report."""
 
 from moe_interp.viz._document import Part, write_document
+from moe_interp.viz._explorer import TokenExplorer
 from moe_interp.viz._figure import Figure
 from moe_interp.viz._plot_causal import plot_causal
 from moe_interp.viz._plot_curves import plot_calibration, plot_dose
@@ -9,11 +10,13 @@ from moe_interp.viz._plot_effects import plot_compare, plot_volcano
 from moe_interp.viz._plot_experts import plot_experts
 from moe_interp.viz._plot_paths import plot_paths
 from moe_interp.viz._report import write_report
-from moe_interp.viz._tokens import TokenView, show_tokens
+from moe_interp.viz._token_view import TokenView
+from moe_interp.viz._tokens import show_tokens
 
 __all__ = [
     "Figure",
     "Part",
+    "TokenExplorer",
     "TokenView",
     "plot_calibration",
     "plot_causal",

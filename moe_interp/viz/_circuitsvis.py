@@ -118,30 +118,31 @@ def symmetric_bound(values: Sequence[float], bound: float | None = None) -> floa
     blue, unless it is given symmetric bounds.
 
     Args:
-        values: What is shown.
+        values: What is shown; NaN where there is no value.
         bound: The bound to use instead of the largest magnitude among the values.
 
     Returns:
         A positive number, also when every value is zero.
 
     Raises:
-        ValueError: If a value is not finite, or `bound` is not a positive number.
+        ValueError: If a value is infinite, or `bound` is not a positive number.
 
     Example:
         >>> symmetric_bound([-0.5, 0.25])
         0.5
     """
     for position, value in enumerate(values):
-        if not math.isfinite(value):
+        if math.isinf(value):
             raise ValueError(
                 f"Token values must be finite, got {value!r} at token {position}. "
-                "Give 0.0 to tokens that have no value, or leave them out."
+                "Give NaN to tokens that have no value; they are shown as such."
             )
     if bound is not None:
         if not (math.isfinite(bound) and bound > 0):
             raise ValueError(f"`bound` must be a positive number, got {bound!r}.")
         return max(float(bound), SMALLEST_BOUND)
-    return max(max((abs(value) for value in values), default=0.0), SMALLEST_BOUND)
+    known = (abs(value) for value in values if not math.isnan(value))
+    return max(max(known, default=0.0), SMALLEST_BOUND)
 
 
 def coloured_tokens(
@@ -151,14 +152,14 @@ def coloured_tokens(
 
     Args:
         tokens: The tokens' texts, in order.
-        values: One finite number for each token.
+        values: One number for each token; NaN is painted white, as zero is.
         bound: The value painted fully; by default the largest magnitude among the values.
 
     Returns:
         The component's properties, ready for ``to_js``.
 
     Raises:
-        ValueError: If the lengths differ or a value is not finite.
+        ValueError: If the lengths differ or a value is infinite.
     """
     if len(tokens) != len(values):
         raise ValueError(
@@ -169,7 +170,8 @@ def coloured_tokens(
     limit = symmetric_bound(numbers, bound)
     return {
         "tokens": [safe_token(token) for token in tokens],
-        "values": numbers,
+        # The component knows no missing value: whoever draws it marks those tokens.
+        "values": [0.0 if math.isnan(number) else number for number in numbers],
         "minValue": -limit,
         "maxValue": limit,
         "positiveColor": POSITIVE,

@@ -10,11 +10,11 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from moe_interp.viz._html import figure, plain, section, table
-from moe_interp.viz._page import asset, page
-from moe_interp.viz._report import page_palette, plain_figure_data
+from moe_interp.viz._page import asset, page, page_palette
+from moe_interp.viz._report import plain_figure_data
 from moe_interp.viz._tables import finite
 from moe_interp.viz._theme import ON_DARK
-from moe_interp.viz._tokens import write_page
+from moe_interp.viz._view import write_page
 
 # A table of every expert is for a file; the page shows its first rows.
 MOST_ROWS = 40

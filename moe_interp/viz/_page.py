@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from moe_interp.viz._circuitsvis import circuitsvis_script, inline_script, to_js
+from moe_interp.viz._theme import FACTORS, ON_DARK
 
 # 'unsafe-inline' cannot be avoided in a page without a server, so the policy does not stop an
 # injected script: inert tokens and escaped text do. It stops every way of sending data out.
@@ -116,4 +117,14 @@ def page(
             "</html>",
             "",
         ]
+    )
+
+
+def page_palette() -> str:
+    """Give the colours of the factors as CSS variables, for light, dark and printed pages."""
+    light = "".join(f"--{name}:{look['colour']};" for name, look in FACTORS.items())
+    dark = "".join(f"--{name}:{ON_DARK[look['colour']]};" for name, look in FACTORS.items())
+    return (
+        f":root{{{light}}}@media (prefers-color-scheme: dark){{:root{{{dark}}}}}"
+        f"@media print{{:root{{{light}}}}}"
     )

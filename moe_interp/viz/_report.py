@@ -8,7 +8,7 @@ from moe_interp.errors import ResultError
 from moe_interp.viz import _answers as answers
 from moe_interp.viz import _sections as sections
 from moe_interp.viz._controls import controls
-from moe_interp.viz._page import asset, page
+from moe_interp.viz._page import asset, page, page_palette
 from moe_interp.viz._plot_causal import plot_causal
 from moe_interp.viz._plot_decomposition import plot_decomposition
 from moe_interp.viz._plot_experts import QUANTITIES, plot_experts
@@ -17,12 +17,11 @@ from moe_interp.viz._tables import Recorded, finite
 from moe_interp.viz._theme import (
     DIVERGING,
     DIVERGING_DARK,
-    FACTORS,
     ON_DARK,
     SEQUENTIAL,
     SEQUENTIAL_DARK,
 )
-from moe_interp.viz._tokens import write_page
+from moe_interp.viz._view import write_page
 
 SCHEMA_VERSIONS = (1,)
 _NEEDED = ("model", "prompts", "spans", "primary_span", "verdict")
@@ -77,7 +76,7 @@ def write_report(
         title=f"Routing audit of {results['model'].get('id')}",
         body=_body(results, record),
         style=page_palette() + asset("report.css"),
-        script=asset("report.js"),
+        script=asset("parts.js") + asset("report.js"),
         data=_data(results, record),
         compress=compress,
     )
@@ -120,16 +119,6 @@ def _body(results: Mapping[str, Any], record: Recorded | None) -> str:
         f'<div class="page">{answers.header(results)}<main>{"".join(parts)}</main>'
         '<noscript><p class="note">The figures need JavaScript; all sentences and tables are '
         "complete without it.</p></noscript></div>"
-    )
-
-
-def page_palette() -> str:
-    """Give the colours of the factors as CSS variables, for light, dark and printed pages."""
-    light = "".join(f"--{name}:{look['colour']};" for name, look in FACTORS.items())
-    dark = "".join(f"--{name}:{ON_DARK[look['colour']]};" for name, look in FACTORS.items())
-    return (
-        f":root{{{light}}}@media (prefers-color-scheme: dark){{:root{{{dark}}}}}"
-        f"@media print{{:root{{{light}}}}}"
     )
 
 

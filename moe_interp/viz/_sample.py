@@ -1,15 +1,20 @@
 """Choose the prompts whose tokens a report shows, and pack their routing into few bytes."""
 
 import base64
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from moe_interp.experts import Expert
 from moe_interp.viz._circuitsvis import safe_token
+from moe_interp.viz._tables import Recorded
 
 MAX_PROMPTS = 24
 MAX_BYTES = 480_000
+# Of values of every expert, so many are kept for each token and layer.
+MAX_KEPT = 16
 
 
 def sample_prompts(dataset: xr.Dataset, *, most: int = MAX_PROMPTS) -> list[int]:
@@ -35,7 +40,37 @@ def sample_prompts(dataset: xr.Dataset, *, most: int = MAX_PROMPTS) -> list[int]
     return chosen
 
 
-def pack_tokens(dataset: xr.Dataset, *, most: int = MAX_PROMPTS) -> dict[str, Any]:
+def weights_of(record: Recorded, expert: Expert) -> np.ndarray:
+    """Read the routing weight of one expert at every token.
+
+    Args:
+        record: A routing record.
+        expert: The expert.
+
+    Returns:
+        One number for each token, 0 where it was not chosen.
+
+    Raises:
+        ValueError: If its layer was not recorded.
+    """
+    layers = [int(layer) for layer in record.dataset["layer"].values]
+    if expert.layer not in layers:
+        raise ValueError(
+            f"The record has no layer {expert.layer}. Its layers: {', '.join(map(str, layers))}."
+        )
+    here = record.dataset.isel(layer=layers.index(expert.layer)).transpose("token", ...)
+    used = np.where(here["expert_index"].values == expert.expert, here["routing_weights"].values, 0)
+    return used.sum(axis=-1)
+
+
+def pack_tokens(
+    dataset: xr.Dataset,
+    *,
+    most: int = MAX_PROMPTS,
+    prompts: Sequence[int] | None = None,
+    values: np.ndarray | None = None,
+    bound: float | None = None,
+) -> dict[str, Any]:
     """Pack tokens, chosen experts and routing weights of a sample of prompts.
 
     Chosen experts are 8-bit (16-bit beyond 256 experts), routing weights 1/255 of the largest
@@ -44,55 +79,85 @@ def pack_tokens(dataset: xr.Dataset, *, most: int = MAX_PROMPTS) -> dict[str, An
     Args:
         dataset: A routing record's data set.
         most: How many prompts to take at most; fewer where they would exceed 480 kB.
+        prompts: The prompts to take instead of a sample.
+        values: Signed numbers ``[token layer top_k]`` or ``[token layer expert]`` to pack in
+            place of routing weights; of many experts those with the largest magnitudes.
+        bound: The magnitude painted fully; by default the largest one packed.
 
     Returns:
         Prompts with inert token texts, and two base64 arrays ``[token layer top_k]``.
     """
     owner = np.asarray(dataset["prompt_index"].values)
-    chosen_tokens: list[np.ndarray] = []
-    prompts: list[dict[str, Any]] = []
-    n_layers, top_k = dataset.sizes["layer"], dataset.sizes["top_k"]
-    wide = int(dataset["expert_index"].max()) > 255
-    room = MAX_BYTES // (n_layers * top_k * (3 if wide else 2))
-    for prompt in sample_prompts(dataset, most=most):
+    taken = dataset[["expert_index", "routing_weights"]].transpose("token", "layer", "top_k")
+    index, numbers = taken["expert_index"].values, taken["routing_weights"].values
+    if values is not None:
+        index, numbers = _largest(index, values)
+    n_layers, width = index.shape[1:]
+    wide = int(index.max(initial=0)) > 255
+    room = MAX_BYTES // (n_layers * width * (3 if wide else 2))
+    chosen: list[np.ndarray] = []
+    shown: list[dict[str, Any]] = []
+    for prompt in sample_prompts(dataset, most=most) if prompts is None else prompts:
         tokens = np.flatnonzero(owner == prompt)
         cut = len(tokens) > room
-        if not prompts:
+        if not shown:
             tokens = tokens[:room]
         elif cut:
             break
         room -= len(tokens)
-        chosen_tokens.append(tokens)
-        text = dataset["token_text"].values[tokens]
-        prompts.append(
-            {
-                "id": _label(dataset, "id", prompt) or str(prompt),
-                "pair": _label(dataset, "pair", prompt) or f"prompt {prompt}",
-                "text": _label(dataset, "text", prompt)[:80],
-                "topic": _label(dataset, "topic", prompt),
-                "harm": _harm(dataset, prompt),
-                "tokens": [safe_token(str(token)) for token in text],
-                "cut": bool(cut),
-            }
-        )
-    picked = dataset[["expert_index", "routing_weights"]].isel(
-        token=np.concatenate(chosen_tokens) if chosen_tokens else []
-    )
-    picked = picked.transpose("token", "layer", "top_k")
-    weights = np.nan_to_num(picked["routing_weights"].values.astype("float64"))
-    scale = float(np.abs(weights).max(initial=0.0)) or 1.0
-    # A chosen expert keeps at least one step, or it would look as if it had not been chosen.
-    steps = np.clip(np.rint(np.abs(weights) / scale * 255), 1, 255).astype("uint8")
-    index = picked["expert_index"].values.astype("<u2" if wide else "uint8")
+        chosen.append(tokens)
+        texts = [safe_token(str(text)) for text in dataset["token_text"].values[tokens]]
+        shown.append(_about(dataset, prompt) | {"tokens": texts, "cut": bool(cut)})
+    rows = np.concatenate(chosen) if chosen else np.zeros(0, dtype=int)
+    steps, scale = _steps(numbers[rows], signed=values is not None, bound=bound)
     return {
-        "prompts": prompts,
+        "prompts": shown,
         "layers": [int(layer) for layer in dataset["layer"].values],
-        "top_k": top_k,
-        "index": base64.b64encode(index.tobytes()).decode("ascii"),
+        "top_k": width,
+        "index": _base64(index[rows].astype("<u2" if wide else "uint8")),
         "index_bytes": 2 if wide else 1,
-        "weights": base64.b64encode(steps.tobytes()).decode("ascii"),
+        "weights": _base64(steps),
         "scale": scale,
+        "signed": values is not None,
+        "verb": "is chosen for" if values is None else "has values at",
     }
+
+
+def _about(dataset: xr.Dataset, prompt: int) -> dict[str, Any]:
+    return {
+        "id": _label(dataset, "id", prompt) or str(prompt),
+        "pair": _label(dataset, "pair", prompt) or f"prompt {prompt}",
+        "text": _label(dataset, "text", prompt)[:80],
+        "topic": _label(dataset, "topic", prompt),
+        "harm": _harm(dataset, prompt),
+    }
+
+
+def _largest(index: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Turn ``[token layer expert]`` into the experts of the largest magnitudes and their values."""
+    if values.shape == index.shape:
+        return index, values
+    kept = min(values.shape[-1], MAX_KEPT)
+    size = np.where(np.isnan(values), np.inf, np.abs(values))
+    order = np.argsort(-size, axis=-1, kind="stable")[..., :kept]
+    return order, np.take_along_axis(values, order, axis=-1)
+
+
+def _steps(numbers: np.ndarray, *, signed: bool, bound: float | None) -> tuple[np.ndarray, float]:
+    """Round numbers to one byte each; a number that is not zero keeps at least one step."""
+    numbers = numbers.astype("float64")
+    known = np.nan_to_num(numbers)
+    scale = bound or float(np.abs(known).max(initial=0.0)) or 1.0
+    if not signed:
+        # A chosen expert keeps at least one step, or it would look as if it had not been chosen.
+        return np.clip(np.rint(np.abs(known) / scale * 255), 1, 255).astype("uint8"), scale
+    steps = np.clip(np.rint(known / scale * 127), -127, 127)
+    steps = np.where((steps == 0) & (known != 0), np.sign(known), steps)
+    return np.where(np.isnan(numbers), -128, steps).astype("int8"), scale
+
+
+def _base64(values: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode("ascii")
 
 
 def _groups(dataset: xr.Dataset) -> list[list[int]]:

@@ -70,26 +70,33 @@ def expert_map(results: Mapping[str, Any]) -> str:
     return section("experts", "Which experts", body)
 
 
-def tokens(record_given: bool) -> str:
+def tokens(record_given: bool, *, words: str = "routing weight", signed: bool = False) -> str:
     """Frame the token view and its selectors.
 
     Args:
         record_given: Whether there is a record to show tokens of.
+        words: What the tokens are coloured by.
+        signed: Whether it may be negative.
 
     Returns:
         HTML.
     """
     if not record_given:
         return section("tokens", "The tokens an expert works on", absent())
+    scale = (
+        f"Colour: {escape(words)} of the chosen expert. White is zero, blue positive, red negative;"
+        ' the darkest is ±<span id="token-scale"></span>. Dotted: no value. '
+        if signed
+        else f"Colour: the {escape(words)} of the chosen expert, from white (not chosen) to full "
+        'blue (<span id="token-scale"></span>, the largest weight in this sample). '
+    )
     body = (
         '<div class="controls">'
         '<label for="s-prompt">Prompts <select id="s-prompt"></select></label>'
         '<label for="s-layer">Layer <select id="s-layer"></select></label>'
         '<label for="s-expert">Expert <select id="s-expert"></select></label></div>'
-        '<div id="token-view"></div>'
-        '<p class="caption">Colour: the routing weight of the chosen expert, from white (not '
-        'chosen) to full blue (<span id="token-scale"></span>, the largest weight in this sample). '
-        "Matched prompts stand together.</p>"
+        '<div id="token-view" role="region" aria-live="polite" aria-label="Coloured tokens"></div>'
+        f'<p class="caption">{scale}Matched prompts stand together.</p>'
     )
     return section("tokens", "The tokens an expert works on", body)
 

@@ -56,7 +56,7 @@ def test_values_of_zero_keep_a_bound_above_zero():
     assert props["maxValue"] > 0 > props["minValue"]
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("value", [float("inf"), -float("inf")])
 def test_a_value_that_is_not_finite_is_refused_by_its_place(value):
     with pytest.raises(ValueError, match=r"must be finite, got .* at token 1"):
         cv.coloured_tokens(["a", "b"], [0.0, value])

@@ -42,7 +42,7 @@ def test_another_number_of_labels_is_refused():
 
 def test_a_value_that_is_not_finite_is_refused():
     with pytest.raises(ValueError, match="must be finite"):
-        show_tokens(["a"], [float("nan")])
+        show_tokens(["a"], [float("inf")])
 
 
 def test_an_expert_of_a_record_shows_its_routing_weights(record):

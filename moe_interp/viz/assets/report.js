@@ -47,11 +47,13 @@ async function draw(data) {
     return element;
   }
 
-  const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
   const pack = data.tokens;
   const index = pack && (pack.index_bytes === 2
     ? new Uint16Array(bytes(pack.index).buffer) : bytes(pack.index));
-  const weights = pack && bytes(pack.weights);
+  // Signed values take the steps −127 to 127; −128 is no value. Routing weights take 1 to 255.
+  const weights = pack && (pack.signed
+    ? new Int8Array(bytes(pack.weights).buffer) : bytes(pack.weights));
+  const steps = pack && (pack.signed ? 127 : 255);
   let chosen = null;
 
   // ---- shares per layer -------------------------------------------------------------------
@@ -107,13 +109,6 @@ async function draw(data) {
   // ---- tokens -----------------------------------------------------------------------------
   const pickPrompt = find("s-prompt"), pickLayer = find("s-layer"), pickExpert = find("s-expert");
 
-  function option(select, value, text) {
-    const item = document.createElement("option");
-    item.value = value;
-    item.textContent = text;
-    select.append(item);
-  }
-
   function fillSelectors() {
     let start = 0;
     const groups = new Map();
@@ -147,7 +142,9 @@ async function draw(data) {
     return prompt.tokens.map((_, t) => {
       const first = (prompt.start + t) * width + row * k;
       for (let slot = first; slot < first + k; slot++) {
-        if (index[slot] === expert) return Number((weights[slot] / 255 * pack.scale).toPrecision(3));
+        if (index[slot] !== expert) continue;
+        if (pack.signed && weights[slot] === -128) return null;
+        return Number((weights[slot] / steps * pack.scale).toPrecision(3));
       }
       return 0;
     });
@@ -166,19 +163,17 @@ async function draw(data) {
       badge.className = `badge ${prompt.harm ? "harmful" : ""}`;
       badge.textContent = prompt.harm === null ? "no harm label" : prompt.harm ? "harmful" : "harmless";
       const values = weightsOf(prompt, layer, expert);
-      const used = values.filter((value) => value > 0).length;
+      const used = values.filter((value) => value !== null && value !== 0).length;
       const cut = prompt.cut ? ", cut short" : "";
-      title.append(badge, `${prompt.id} · L${layer}E${expert} is chosen for ${used} of ` +
-        `${values.length} tokens${cut}`);
+      const most = strongest(prompt.tokens, values);
+      title.append(badge, `${prompt.id} · L${layer}E${expert} ${pack.verb} ${used} of ` +
+        `${values.length} tokens${cut}${most && `; most: ${most}`}`);
       const root = document.createElement("div");
       root.id = `tokens-${i}`;
       root.className = "paper";
       part.append(title, root);
       view.append(part);
-      CircuitsVis.render(root.id, CircuitsVis.ColoredTokens, {
-        tokens: prompt.tokens, values, minValue: -pack.scale, maxValue: pack.scale,
-        positiveColor: "#2166ac", negativeColor: "#b2182b",
-      });
+      colourTokens(root, prompt.tokens, values, pack.scale);
     });
   }
 
@@ -195,7 +190,7 @@ async function draw(data) {
   }
 
   const uses = (group, layer, expert) => group.reduce((sum, prompt) =>
-    sum + weightsOf(prompt, layer, expert).filter((value) => value > 0).length, 0);
+    sum + weightsOf(prompt, layer, expert).filter((value) => value).length, 0);
 
   // An expert that was clicked is shown at work: where the shown prompts do not use it, the
   // prompts that use it most take their place.
@@ -231,6 +226,11 @@ async function draw(data) {
     button.addEventListener("click", () => choose(button.dataset.expert)));
 
   const drawAll = () => inTurn(async () => {
+    for (const [name, figure] of Object.entries(data.figures ?? {})) {
+      await plot(name, figure, (traces, layout) => {
+        if (narrow() && layout.legend) layout.legend.font = { size: 11 };
+      });
+    }
     await plot("causal", data.causal, (traces, layout) => {
       if (!narrow()) return;
       layout.legend.font = { size: 11 };
@@ -241,7 +241,8 @@ async function draw(data) {
     await drawMapNow();
   });
   const first = document.querySelector("button.pick");
-  const start = first ? first.dataset.expert : pack && pack.layers.length ? `L${pack.layers[0]}E0` : null;
+  const fallback = pack && pack.layers.length ? pack.start ?? `L${pack.layers[0]}E0` : null;
+  const start = first ? first.dataset.expert : fallback;
   if (start) await choose(start);
   await drawAll();
   dark.addEventListener("change", drawAll);
