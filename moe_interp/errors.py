@@ -45,6 +45,10 @@ class ResultError(MoEInterpError, ValueError):
     """A stored record or result cannot be read as one."""
 
 
+class StoreFullError(MoEInterpError, OSError):
+    """The disk has no room for the next part of a store; what is there is safe."""
+
+
 class TuningError(MoEInterpError, RuntimeError):
     """Training went wrong: a loss that is no number, or a change where none was allowed."""
 

@@ -6,6 +6,7 @@ order, and the same plan serves arrays on disk.
 
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -29,26 +30,20 @@ DIMS = {
 }
 
 
-def empty_arrays(
-    architecture: Architecture,
-    tokens: TokenizedPrompts,
-    quantities: Sequence[str],
-    *,
-    n_draws: int,
-) -> dict[str, ndarray]:
-    """Allocate what is recorded, in full.
+def dimensions(
+    architecture: Architecture, tokens: TokenizedPrompts, *, n_draws: int
+) -> dict[str, int]:
+    """The length of every dimension that arrays of a record have.
 
     Args:
         architecture: The model's sizes.
         tokens: The prompts as tokens.
-        quantities: What to keep of tokens or spans; the routing weights are kept in any case, to be
-            checked.
         n_draws: Number of random routers.
 
     Returns:
-        The arrays by name.
+        The lengths by name.
     """
-    sizes = {
+    return {
         "token": int(tokens.lengths.sum()),
         "layer": len(architecture.moe_layers),
         "top_k": architecture.top_k,
@@ -58,16 +53,67 @@ def empty_arrays(
         "draw": n_draws,
         "d_model": architecture.d_model,
     }
-    real = np.float64 if architecture.dtype == "float64" else np.float32
+
+
+def formats(
+    architecture: Architecture,
+    quantities: Sequence[str],
+    *,
+    n_draws: int,
+    weight_dtype: str = "float32",
+) -> dict[str, np.dtype]:
+    """What is recorded, and in which format: experts as small integers, logits as they are.
+
+    Args:
+        architecture: The model's sizes.
+        quantities: What to keep of tokens or spans; the routing weights are kept in any case, to be
+            checked.
+        n_draws: Number of random routers.
+        weight_dtype: Format of routing weights and probabilities; those of a model in double
+            precision stay double, unless they are to be half.
+
+    Returns:
+        The formats by name.
+    """
+    real = np.dtype(np.float64 if architecture.dtype == "float64" else np.float32)
+    weights = np.dtype(np.float16) if weight_dtype == "float16" else real
     kinds = {
-        "expert_index": np.int16,
-        "random_profile": np.float32,
-        "mean_router_input": np.float32,
+        "expert_index": np.dtype(np.uint8 if architecture.n_experts <= 256 else np.uint16),
+        "routing_weights": weights,
+        "router_probs": weights,
+        "router_logits": real,
+        "random_profile": np.dtype(np.float32),
+        "mean_router_input": np.dtype(np.float32),
     }
     names = [*quantities, "routing_weights", *(["random_profile"] if n_draws else [])]
+    return {name: kinds[name] for name in dict.fromkeys(names)}
+
+
+def empty_arrays(
+    architecture: Architecture,
+    tokens: TokenizedPrompts,
+    quantities: Sequence[str],
+    *,
+    n_draws: int,
+    weight_dtype: str = "float32",
+) -> dict[str, ndarray]:
+    """Allocate what is recorded, in full.
+
+    Args:
+        architecture: The model's sizes.
+        tokens: The prompts as tokens.
+        quantities: As in `formats`.
+        n_draws: As in `formats`.
+        weight_dtype: As in `formats`.
+
+    Returns:
+        The arrays by name.
+    """
+    sizes = dimensions(architecture, tokens, n_draws=n_draws)
+    kinds = formats(architecture, quantities, n_draws=n_draws, weight_dtype=weight_dtype)
     return {
-        name: np.zeros([sizes[dim] for dim in DIMS[name]], dtype=kinds.get(name, real))
-        for name in names
+        name: np.zeros([sizes[dim] for dim in DIMS[name]], dtype=kind)
+        for name, kind in kinds.items()
     }
 
 
@@ -85,7 +131,7 @@ def fill_batch(
         tokens: The prompts as tokens.
         chosen: The prompts of the batch, in the order of its rows.
     """
-    place = np.concatenate([token_rows(tokens.lengths, prompt) for prompt in chosen])
+    place = token_rows(tokens, chosen)
     sizes = [[span[prompt].sum() for prompt in chosen] for span in tokens.spans.values()]
     for row, found in enumerate(recorded.values()):
         for name, array in arrays.items():
@@ -104,18 +150,41 @@ def fill_batch(
                 array[place, row] = wide.numpy()[:, : array.shape[2]]
 
 
-def token_rows(lengths: Int[ndarray, " prompt"], prompt: int) -> Int[ndarray, " pos"]:
-    """The rows of a prompt's tokens, when prompts follow each other in their own order.
+def void_prompts(
+    arrays: Mapping[str, ndarray], tokens: TokenizedPrompts, failed: Iterable[int]
+) -> None:
+    """Leave no number where a prompt failed.
 
     Args:
-        lengths: Number of tokens of each prompt.
-        prompt: Which prompt.
+        arrays: The arrays of the whole record.
+        tokens: The prompts as tokens.
+        failed: The prompts that failed.
+    """
+    failed = list(failed)
+    if not failed:
+        return
+    place = token_rows(tokens, failed)
+    for name, array in arrays.items():
+        nothing = 0 if array.dtype.kind == "u" else np.nan
+        where = {"token": place, "prompt": failed}
+        index = tuple(where.get(dim, slice(None)) for dim in DIMS[name])
+        array[index] = nothing
+
+
+def token_rows(tokens: TokenizedPrompts, chosen: Sequence[int]) -> Int[ndarray, " row"]:
+    """The rows of the tokens of prompts, when prompts follow each other in their own order.
+
+    Args:
+        tokens: The prompts as tokens.
+        chosen: Which prompts.
 
     Returns:
-        Its rows, in order.
+        Their rows, prompt after prompt.
     """
-    start = int(lengths[:prompt].sum())
-    return np.arange(start, start + int(lengths[prompt]))
+    ends = tokens.ends
+    return np.concatenate(
+        [np.arange(ends[prompt] - tokens.lengths[prompt], ends[prompt]) for prompt in chosen]
+    )
 
 
 def check_finite(
@@ -168,26 +237,74 @@ def to_dataset(
     """
     kept = [name for name in arrays if name in quantities or name == "random_profile"]
     variables = {name: (DIMS[name], arrays[name]) for name in kept}
-    inside = np.stack([np.concatenate(span) for span in tokens.spans.values()])
-    variables["in_span"] = (("span", "token"), inside)
-    lengths = tokens.lengths
-    first = np.repeat(np.cumsum(lengths) - lengths, lengths)
+    by_token = of_tokens(tokens, 0)
+    variables["in_span"] = by_token.pop("in_span")
     coords = {
         "layer": ("layer", np.array(architecture.moe_layers)),
         "span": ("span", _texts(tokens.spans)),
-        "prompt_index": ("token", np.repeat(np.arange(len(lengths)), lengths).astype(np.int32)),
-        "pos": ("token", (np.arange(lengths.sum()) - first).astype(np.int32)),
-        "token_id": ("token", np.concatenate(tokens.token_ids).astype(np.int32)),
-        "token_text": ("token", _texts(text for texts in tokens.token_text for text in texts)),
-        "text": ("prompt", _texts(prompts.texts)),
-        "topic": ("prompt", _texts(prompts.topics)),
-        "harm": ("prompt", _harm(prompts)),
-        "pair": ("prompt", _texts(prompts.pairs)),
-        "wording": ("prompt", _texts(prompts.wordings)),
-        "response": ("prompt", _texts(prompts.responses)),
-        "id": ("prompt", _texts(prompts.ids)),
+        **by_token,
+        **of_prompts(prompts),
     }
-    attributes = {
+    return xr.Dataset(variables, coords=coords, attrs=attributes(architecture, prompts))
+
+
+def of_tokens(tokens: TokenizedPrompts, first: int) -> dict[str, tuple[tuple[str, ...], ndarray]]:
+    """What is known of tokens before a model runs.
+
+    Args:
+        tokens: The tokens of some prompts.
+        first: Position of the first of these prompts among all.
+
+    Returns:
+        By name, the dimensions and the values.
+    """
+    lengths = tokens.lengths
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    known = {
+        "prompt_index": (owner + first).astype(np.int32),
+        "pos": (np.arange(lengths.sum()) - (tokens.ends - lengths)[owner]).astype(np.int32),
+        "token_id": np.concatenate(tokens.token_ids).astype(np.int32),
+        "token_text": _texts(text for texts in tokens.token_text for text in texts),
+    }
+    inside = np.stack([np.concatenate(span) for span in tokens.spans.values()])
+    return {
+        "in_span": (("span", "token"), inside),
+        **{name: (("token",), values) for name, values in known.items()},
+    }
+
+
+def of_prompts(prompts: PromptSet) -> dict[str, tuple[tuple[str, ...], ndarray]]:
+    """What a record says of prompts.
+
+    Args:
+        prompts: The prompts.
+
+    Returns:
+        By name, the dimensions and the values.
+    """
+    known = {
+        "text": _texts(prompts.texts),
+        "topic": _texts(prompts.topics),
+        "harm": _harm(prompts),
+        "pair": _texts(prompts.pairs),
+        "wording": _texts(prompts.wordings),
+        "response": _texts(prompts.responses),
+        "id": _texts(prompts.ids),
+    }
+    return {name: (("prompt",), values) for name, values in known.items()}
+
+
+def attributes(architecture: Architecture, prompts: PromptSet) -> dict[str, Any]:
+    """What a record says of itself.
+
+    Args:
+        architecture: The model.
+        prompts: The prompts.
+
+    Returns:
+        JSON-safe values.
+    """
+    return {
         "kind": KIND,
         "schema_version": SCHEMA_VERSION,
         "model": architecture.to_dict(),
@@ -196,9 +313,8 @@ def to_dataset(
             "digest": prompts.digest,
             "card": None if prompts.card is None else prompts.card.to_dict(),
         },
-        "versions": _versions(),
+        "versions": versions(),
     }
-    return xr.Dataset(variables, coords=coords, attrs=attributes)
 
 
 def _texts(values: Iterable[str | None]) -> ndarray:
@@ -213,6 +329,11 @@ def _harm(prompts: PromptSet) -> ndarray:
     return np.array([np.nan if p.harm is None else p.harm for p in prompts], dtype=np.float32)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """The versions of what a record's numbers come from.
+
+    Returns:
+        By library.
+    """
     libraries = ("torch", "transformers", "nnsight")
     return {"moe_interp": __version__, **{name: version(name) for name in libraries}}

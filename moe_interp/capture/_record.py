@@ -80,6 +80,11 @@ class RoutingRecord(Shown):
         return dict(self.dataset.attrs["model"])
 
     @property
+    def failed(self) -> dict[str, str]:
+        """The reason for each prompt that failed and was left out, by its id."""
+        return dict(self.dataset.attrs.get("failed") or {})
+
+    @property
     def prompts(self) -> PromptSet:
         """The prompts that were recorded."""
         # Records that were written before there were responses have none.
@@ -294,6 +299,8 @@ class RoutingRecord(Shown):
             f"  layers {layers}; {self.n_experts} experts, top {self.top_k}",
             f"  quantities: {', '.join(map(str, self.dataset.data_vars))}",
         ]
+        if self.failed:
+            lines.append(f"  {len(self.failed)} prompts failed: {listed(self.failed)}")
         if self.n_random_routers:
             lines.append(f"  {self.n_random_routers} random routers on the same inputs")
         return "\n".join(lines)

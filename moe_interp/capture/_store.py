@@ -11,6 +11,9 @@ from moe_interp.errors import ResultError, ResultExistsError
 
 KIND = "moe_interp routing record"
 SCHEMA_VERSION = 1
+#: Where a store that is filled block by block keeps its marks.
+FOLDER = ".capture"
+MANIFEST = "capture.json"
 
 
 def check_free(path: str | Path, *, force: bool = False) -> None:
@@ -38,6 +41,23 @@ def check_free(path: str | Path, *, force: bool = False) -> None:
             f"{str(path)!r} exists and is no routing record, so it is not replaced even with "
             "force=True. Choose another name."
         ) from error
+
+
+def check_resumable(path: str | Path) -> None:
+    """Refuse a place that holds anything but a capture, before anything is loaded or run.
+
+    Args:
+        path: The folder that a capture is to fill.
+
+    Raises:
+        ResultExistsError: If something else is there.
+    """
+    path = Path(path)
+    if path.exists() and not (path / FOLDER / MANIFEST).is_file():
+        raise ResultExistsError(
+            f"{str(path)!r} exists already and was left as it is. It is no capture that could be "
+            "gone on with; choose another name."
+        )
 
 
 def save_dataset(dataset: xr.Dataset, path: Path, *, force: bool) -> None:
@@ -94,7 +114,41 @@ def open_dataset(path: Path) -> xr.Dataset:
             f"version {SCHEMA_VERSION}. Capture it again, or install the moe_interp that wrote it: "
             f"{dataset.attrs.get('versions')}."
         )
-    return _with_plain_texts(dataset, only=("prompt", "span"))
+    if not dataset.attrs.pop("complete", True):
+        dataset.close()
+        done = len(list((path / FOLDER).glob("block-*.json")))
+        raise ResultError(
+            f"{str(path)!r} is a capture that is not whole: {done} of its blocks are there. Ask "
+            "for the same capture again to go on with it."
+        )
+    return without_failed(_with_plain_texts(dataset, only=("prompt", "span")))
+
+
+def without_failed(dataset: xr.Dataset) -> xr.Dataset:
+    """Leave out the prompts that failed; their tokens have no routing.
+
+    Args:
+        dataset: The dataset.
+
+    Returns:
+        The same with the others alone.
+
+    Raises:
+        ResultError: If there are no others.
+    """
+    failed = dataset.attrs.get("failed") or {}
+    if not failed:
+        return dataset
+    kept = ~np.isin(dataset["id"].values.astype(str), list(failed))
+    if not kept.any():
+        raise ResultError(
+            f"Every prompt of this record failed, the first one of: {next(iter(failed.values()))}."
+        )
+    owner = dataset["prompt_index"].values
+    place = np.cumsum(kept) - 1
+    inside = np.flatnonzero(kept[owner])
+    chosen = dataset.isel(prompt=np.flatnonzero(kept), token=inside)
+    return chosen.assign_coords(prompt_index=("token", place[owner[inside]].astype(owner.dtype)))
 
 
 def _with_plain_texts(dataset: xr.Dataset, *, only: tuple[str, ...] | None = None) -> xr.Dataset:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -75,10 +76,32 @@ class TokenizedPrompts:
     token_text: tuple[tuple[str, ...], ...]
     pad_id: int
 
-    @property
+    @cached_property
     def lengths(self) -> Int[ndarray, " prompt"]:
         """How many tokens each prompt has."""
         return np.array([len(ids) for ids in self.token_ids])
+
+    @cached_property
+    def ends(self) -> Int[ndarray, " prompt"]:
+        """How many tokens each prompt and those before it have together."""
+        return np.cumsum(self.lengths)
+
+    def part(self, first: int, end: int) -> "TokenizedPrompts":
+        """Take prompts that follow each other.
+
+        Args:
+            first: Position of the first one.
+            end: Position after the last one.
+
+        Returns:
+            Those prompts alone.
+        """
+        return TokenizedPrompts(
+            token_ids=self.token_ids[first:end],
+            spans={name: span[first:end] for name, span in self.spans.items()},
+            token_text=self.token_text[first:end],
+            pad_id=self.pad_id,
+        )
 
     def batch(self, chosen: Sequence[int], *, padding_side: str = "left") -> Encoded:
         """Pad some of the prompts to a common length.

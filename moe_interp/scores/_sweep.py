@@ -32,10 +32,11 @@ from moe_interp.interventions import (
 )
 from moe_interp.metrics import TextMetric
 from moe_interp.models import MoEModel
+from moe_interp.models._digests import weights_digest
 from moe_interp.prompts import PromptSet, TokenizedPrompts, tokenize
 from moe_interp.scores._scores import Scores
 from moe_interp.scores._sweep_job import LogitJob, TextJob
-from moe_interp.scores._sweep_store import SweepStore, digest, weights_digest
+from moe_interp.scores._sweep_store import SweepStore, digest
 
 
 def sweep(

@@ -13,17 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from numpy import ndarray
 
 from moe_interp.errors import ResultExistsError
-from moe_interp.models import MoEModel
 
 KIND = "moe_interp sweep"
 SCHEMA_VERSION = 1
 _MANIFEST = "sweep.json"
-_VALUES_PER_WEIGHT = 1024
 
 
 @dataclass(frozen=True)
@@ -154,22 +151,3 @@ def digest(values: Sequence[object]) -> str:
         Sixteen hexadecimal digits.
     """
     return hashlib.sha256(repr(tuple(values)).encode()).hexdigest()[:16]
-
-
-def weights_digest(model: MoEModel) -> str:
-    """A short name for a model's weights, from values spread over each of them.
-
-    Args:
-        model: The model.
-
-    Returns:
-        Sixteen hexadecimal digits.
-    """
-    digested = hashlib.sha256()
-    for name, weight in model.nnsight._module.state_dict().items():
-        digested.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-        if weight.device.type != "meta" and weight.numel():
-            flat = weight.detach().flatten()
-            some = flat[:: max(1, len(flat) // _VALUES_PER_WEIGHT)].contiguous().cpu()
-            digested.update(some.view(torch.uint8).numpy().tobytes())
-    return digested.hexdigest()[:16]
