@@ -96,6 +96,7 @@ class StudyResult(Shown):
                 "answers": self.answers,
                 "numbers": self.numbers,
                 "arms": [arm.to_dict() for arm in self.arms],
+                "maps": self.maps,
                 "truth": self.truth,
                 "tables": {
                     name: table.astype(object).to_dict("records")

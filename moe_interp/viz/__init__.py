@@ -12,12 +12,16 @@ from moe_interp.viz._plot_paths import plot_paths
 from moe_interp.viz._report import write_report
 from moe_interp.viz._token_view import TokenView
 from moe_interp.viz._tokens import show_tokens
+from moe_interp.viz._top_tokens import TopTokens, show_top_tokens
+from moe_interp.viz._transitions import Transitions, show_transitions
 
 __all__ = [
     "Figure",
     "Part",
     "TokenExplorer",
     "TokenView",
+    "TopTokens",
+    "Transitions",
     "plot_calibration",
     "plot_causal",
     "plot_compare",
@@ -27,6 +31,8 @@ __all__ = [
     "plot_paths",
     "plot_volcano",
     "show_tokens",
+    "show_top_tokens",
+    "show_transitions",
     "write_document",
     "write_report",
 ]

@@ -9,10 +9,13 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from moe_interp.viz._html import figure, plain, section, table
+from moe_interp.viz import _sections as sections
+from moe_interp.viz._explorer import n_experts_of
+from moe_interp.viz._figure import plain_figure_data
+from moe_interp.viz._html import NO_SCRIPT, figure, plain, section, table
 from moe_interp.viz._page import asset, page, page_palette
-from moe_interp.viz._report import plain_figure_data
-from moe_interp.viz._tables import finite
+from moe_interp.viz._sample import pack_tokens
+from moe_interp.viz._tables import Recorded, finite
 from moe_interp.viz._theme import ON_DARK
 from moe_interp.viz._view import write_page
 
@@ -27,6 +30,7 @@ class Part:
     Attributes:
         title: Its heading.
         paragraphs: Sentences, as plain text.
+        lines: Texts whose lines are kept as they are.
         figures: Figures by what they show.
         tables: Tables by what they hold.
     """
@@ -35,6 +39,7 @@ class Part:
     paragraphs: Sequence[str] = ()
     figures: Mapping[str, go.Figure] = field(default_factory=dict)
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    lines: Sequence[str] = ()
 
 
 def write_document(
@@ -45,6 +50,7 @@ def write_document(
     facts: Sequence[str],
     parts: Sequence[Part],
     note: str | None = None,
+    record: Recorded | None = None,
     force: bool = False,
     compress: bool = True,
 ) -> Path:
@@ -57,6 +63,8 @@ def write_document(
         facts: Short facts below the title.
         parts: The sections, in order.
         note: A warning that everybody should read.
+        record: A routing record; its tokens are then shown, and a click on an expert in any
+            figure shows where that expert works.
         force: Replace a file that stands there.
         compress: Pack scripts and data; without, the page is 2.5 times as large.
 
@@ -68,29 +76,34 @@ def write_document(
     """
     path = Path(path)
     figures: dict[str, go.Figure] = {}
-    sections = []
+    bodies = []
     for number, part in enumerate(parts):
         body = "".join(f"<p>{escape(text)}</p>" for text in part.paragraphs)
+        body += "".join(_as_it_is(text) for text in part.lines)
         for label, drawn in part.figures.items():
             name = f"f{len(figures)}"
             figures[name] = drawn
             body += f"<h3>{escape(label)}</h3>{figure(name, label)}"
         body += "".join(_table(rows, caption) for caption, rows in part.tables.items())
-        sections.append(section(f"part-{number}", part.title, body))
+        bodies.append(section(f"part-{number}", part.title, body))
+    if record is not None:
+        bodies.insert(_after_figures(parts), sections.tokens(True))
     warning = f'<aside class="note">{escape(note)}</aside>' if note else ""
     document = page(
         title=title,
         body=(
             f'<div class="page"><header><p class="kicker">{escape(kicker)}</p>'
-            f'<p class="subject">{escape(title)}</p>'
+            f'<h1 class="subject">{escape(title)}</h1>'
             f'<p class="facts">{" · ".join(map(escape, facts))}</p>{warning}</header>'
-            f"<main>{''.join(sections)}</main></div>"
+            f"<main>{''.join(bodies)}</main>{NO_SCRIPT}</div>"
         ),
         style=page_palette() + asset("report.css"),
-        script=asset("document.js"),
+        script=asset("parts.js") + asset("report.js"),
         data={
             "figures": {name: plain_figure_data(drawn) for name, drawn in figures.items()},
             "on_dark": ON_DARK,
+            "tokens": None if record is None else pack_tokens(record.dataset),
+            "n_experts": None if record is None else n_experts_of(record),
         },
         compress=compress,
     )
@@ -98,7 +111,19 @@ def write_document(
     return path
 
 
+def _as_it_is(text: str) -> str:
+    return f"<blockquote><pre>{escape(text)}</pre></blockquote>"
+
+
+def _after_figures(parts: Sequence[Part]) -> int:
+    """Tokens stand behind the last part that has something to click."""
+    drawn = [number for number, part in enumerate(parts, start=1) if part.figures]
+    return drawn[-1] if drawn else len(parts)
+
+
 def _table(rows: pd.DataFrame, caption: str) -> str:
+    if any(name is not None for name in rows.index.names):
+        rows = rows.reset_index()
     shown = rows.head(MOST_ROWS)
     cells = [[_cell(value) for value in row] for row in shown.itertuples(index=False)]
     said = caption if len(shown) == len(rows) else f"{caption} (first {MOST_ROWS} of {len(rows)})"

@@ -106,7 +106,7 @@ def explore(
     """
     dataset = record.dataset
     layers = tuple(int(layer) for layer in dataset["layer"].values)
-    n_experts = _n_experts(record)
+    n_experts = n_experts_of(record)
     if values is not None:
         values = _checked(dataset, values, n_experts)
     shown = list(prompts) if prompts is not None else sample_prompts(dataset)
@@ -135,7 +135,8 @@ def explore(
     )
 
 
-def _n_experts(record: Recorded) -> int:
+def n_experts_of(record: Recorded) -> int:
+    """Count the experts of each layer of a record."""
     known = getattr(record, "n_experts", None)
     return int(known) if known else int(record.dataset["expert_index"].max()) + 1
 

@@ -1,6 +1,7 @@
 """A plotly figure that every notebook can show, and that is written as a figure for a paper."""
 
 import base64
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 
 from moe_interp.errors import ResultExistsError
+from moe_interp.viz._tables import finite
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -108,3 +110,18 @@ class Figure(go.Figure):
             if key.startswith(("xaxis", "yaxis"))
         ]
         return " by ".join(dict.fromkeys(title for title in reversed(titles) if title)) or "figure"
+
+
+def plain_figure_data(figure: Any) -> dict[str, Any]:  # noqa: ANN401  A plotly figure.
+    """Give a figure as plain values that a page can carry."""
+    return rounded(figure.to_plotly_json())
+
+
+def rounded(value: Any) -> Any:  # noqa: ANN401
+    """Round numbers to six digits: more than a figure shows, and a third of the bytes."""
+    if isinstance(value, Mapping):
+        return {str(key): rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(inner) for inner in value]
+    value = finite(value)
+    return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -8,6 +8,10 @@ from moe_interp.viz import _words as words
 
 # Cells with more characters may break over lines.
 _LONG = 34
+NO_SCRIPT = (
+    '<noscript><p class="note">The figures need JavaScript; all sentences and tables are '
+    "complete without it.</p></noscript>"
+)
 
 
 class Raw(str):

@@ -8,6 +8,7 @@ from numpy import ndarray
 from plotly.subplots import make_subplots
 
 from moe_interp.viz._figure import Figure
+from moe_interp.viz._sample import tokens_inside
 from moe_interp.viz._tables import Recorded
 from moe_interp.viz._theme import FACTORS, INK, plain_axis, plain_figure
 
@@ -89,28 +90,6 @@ def plot_paths(
         )
     figure.update_annotations(font={"size": 13}, x=0, xanchor="left")
     return figure
-
-
-def tokens_inside(record: Recorded, span: str | None) -> Bool[ndarray, " token"]:
-    """Which tokens of a record lie in a span; all of them for None.
-
-    Args:
-        record: A routing record.
-        span: A recorded span, or None.
-
-    Returns:
-        One boolean for each token.
-
-    Raises:
-        ValueError: If the span was not recorded.
-    """
-    dataset = record.dataset
-    if span is None:
-        return np.ones(dataset.sizes["token"], dtype=bool)
-    known = [str(name) for name in dataset["span"].values] if "span" in dataset.coords else []
-    if span not in known:
-        raise ValueError(f"The span {span!r} was not recorded. Recorded: {', '.join(known)}.")
-    return dataset["in_span"].sel(span=span).values.astype(bool)
 
 
 def ways(first: Int[ndarray, "token layer"], pair: int, n: int) -> list[tuple[int, int, float]]:

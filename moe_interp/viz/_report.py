@@ -1,6 +1,7 @@
 """One self-contained page that shows an audit: the verdict first, then everything behind it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,11 @@ from moe_interp.errors import ResultError
 from moe_interp.viz import _answers as answers
 from moe_interp.viz import _sections as sections
 from moe_interp.viz._controls import controls
+from moe_interp.viz._document import Part, write_document
+from moe_interp.viz._figure import plain_figure_data, rounded
+from moe_interp.viz._html import NO_SCRIPT
 from moe_interp.viz._page import asset, page, page_palette
+from moe_interp.viz._parts import is_study, part_of
 from moe_interp.viz._plot_causal import plot_causal
 from moe_interp.viz._plot_decomposition import plot_decomposition
 from moe_interp.viz._plot_experts import QUANTITIES, plot_experts
@@ -25,6 +30,21 @@ from moe_interp.viz._view import write_page
 
 SCHEMA_VERSIONS = (1,)
 _NEEDED = ("model", "prompts", "spans", "primary_span", "verdict")
+
+_GENERAL = (
+    "An expert L7E3 is expert 3 of decoder layer 7; both count from 0. Layers without experts are "
+    "not shown.",
+    "Blue is positive, red negative, on one scale around zero. Blank cells were not measured. A "
+    "filled dot marks an adjusted p-value below 0.05, a ring an expert that was selected, a cross "
+    "one that is known to be planted.",
+    "The unit of inference is the prompt, never the token. Intervals hold 95% unless they say "
+    "otherwise. q-values are Benjamini and Hochberg's; adjusted p-values hold for all experts at "
+    "once.",
+    "Matched random experts are of the same layers and are used as often as the chosen ones. What "
+    "lies among them would have come of any experts so much used.",
+    "That an expert is used more for some prompts does not make it matter for them, and the "
+    "reverse.",
+)
 
 # What holds for every audit; what was done in one run is in its results.
 NOTES = {
@@ -44,22 +64,27 @@ NOTES = {
 
 
 def write_report(
-    results: Mapping[str, Any],
+    results: Any,  # noqa: ANN401
     record: Recorded | None,
     path: str | Path,
     *,
+    title: str | None = None,
     force: bool = False,
     compress: bool = True,
 ) -> Path:
-    """Write an audit as one HTML page that opens offline, with the verdict first.
+    """Write results as one HTML page that opens offline and makes no request.
 
-    The page carries its own scripts and data and makes no request. It shows what the results
-    hold and computes no statistic; what is missing is said to be not measured.
+    An audit has its verdict first. Anything else, and a list of anything, gets one section for
+    each result: what it says in words, its figures, its table. With a record there is a view of
+    its tokens, and a click on an expert in a figure shows the tokens it works on. The page
+    computes no statistic; what is missing is said to be not measured.
 
     Args:
-        results: The content of an audit's ``results.json``.
-        record: The routing record of the audit, for the tokens; None leaves them out.
+        results: The content of an audit's or a study's ``results.json``, a result with
+            ``summary`` or ``to_frame``, a figure, a table, a `Part`, a text, or a list of these.
+        record: The routing record, for the tokens; None leaves them out.
         path: The HTML file; missing folders are made.
+        title: What the page is about; by default what its results are of.
         force: Replace a file that stands there.
         compress: Pack scripts and data; without, the page is 2.5 times as large.
 
@@ -67,13 +92,42 @@ def write_report(
         The path that was written.
 
     Raises:
-        ResultError: If the results lack what a report needs or have an unknown schema.
+        ResultError: If the results lack what a report needs, or have an unknown schema.
         ResultExistsError: If there is a file already and `force` is not set.
+        TypeError: If there is no way to show a result.
     """
-    _check(results)
     path = Path(path)
+    if isinstance(results, Mapping) and not is_study(results):
+        return _write_audit(results, record, path, title=title, force=force, compress=compress)
+    listed = list(results) if isinstance(results, list | tuple) else [results]
+    if not listed:
+        raise ResultError("There are no results to report. Give at least one.")
+    parts = [part_of(one) for one in listed]
+    return write_document(
+        path,
+        kicker="Report" if len(parts) > 1 else "Result",
+        title=title or parts[0].title + (f" and {len(parts) - 1} more" * (len(parts) > 1)),
+        facts=[f"{len(parts)} results" if len(parts) > 1 else "1 result", _version()],
+        note=_disclaimers(listed),
+        parts=[*parts, Part("How to read this", _GENERAL)],
+        record=record,
+        force=force,
+        compress=compress,
+    )
+
+
+def _write_audit(
+    results: Mapping[str, Any],
+    record: Recorded | None,
+    path: Path,
+    *,
+    title: str | None,
+    force: bool,
+    compress: bool,
+) -> Path:
+    _check(results)
     document = page(
-        title=f"Routing audit of {results['model'].get('id')}",
+        title=title or f"Routing audit of {results['model'].get('id')}",
         body=_body(results, record),
         style=page_palette() + asset("report.css"),
         script=asset("parts.js") + asset("report.js"),
@@ -84,12 +138,27 @@ def write_report(
     return path
 
 
+def _version() -> str:
+    return f"moe_interp {version('moe-interp')}"
+
+
+def _disclaimers(results: Sequence[Any]) -> str | None:
+    """An organism is no evidence about real models: said once, at the top."""
+    said = []
+    for one in results:
+        model = one.get("model") if isinstance(one, Mapping) else getattr(one, "model", None)
+        card = (model.get("card") if isinstance(model, Mapping) else None) or {}
+        if card.get("disclaimer"):
+            said.append(str(card["disclaimer"]))
+    return " ".join(dict.fromkeys(said)) or None
+
+
 def _check(results: Mapping[str, Any]) -> None:
-    version = results.get("schema_version")
-    if version not in SCHEMA_VERSIONS:
+    given = results.get("schema_version")
+    if given not in SCHEMA_VERSIONS:
         known = ", ".join(map(str, SCHEMA_VERSIONS))
         raise ResultError(
-            f"The results have schema_version {version!r}; this report knows {known}. "
+            f"The results have schema_version {given!r}; this report knows {known}. "
             "Run the audit again with this version of moe_interp."
         )
     missing = [key for key in _NEEDED if results.get(key) is None]
@@ -117,8 +186,7 @@ def _body(results: Mapping[str, Any], record: Recorded | None) -> str:
     return (
         '<a class="skip" href="#verdict">Skip to the verdict</a>'
         f'<div class="page">{answers.header(results)}<main>{"".join(parts)}</main>'
-        '<noscript><p class="note">The figures need JavaScript; all sentences and tables are '
-        "complete without it.</p></noscript></div>"
+        f"{NO_SCRIPT}</div>"
     )
 
 
@@ -137,8 +205,7 @@ def _data(results: Mapping[str, Any], record: Recorded | None) -> dict[str, Any]
         },
         "map": _map(results),
         "experts": {
-            f"L{row['layer']}E{row['expert']}": _rounded(row)
-            for row in results.get("experts") or []
+            f"L{row['layer']}E{row['expert']}": rounded(row) for row in results.get("experts") or []
         },
         "tokens": pack_tokens(record.dataset) if record is not None else None,
         "n_experts": results["model"].get("n_experts"),
@@ -170,18 +237,3 @@ def _map(results: Mapping[str, Any]) -> dict[str, Any] | None:
         scale = "diverging" if QUANTITIES[quantity][2] else "sequential"
         traces[quantity] = {key: heat[key] for key in kept} | {"scale": scale}
     return {"figure": first, "traces": traces}
-
-
-def plain_figure_data(figure: Any) -> dict[str, Any]:  # noqa: ANN401  A plotly figure.
-    """Give a figure as plain values that a page can carry."""
-    return _rounded(figure.to_plotly_json())
-
-
-def _rounded(value: Any) -> Any:  # noqa: ANN401
-    # Six significant digits are more than a figure shows, and a third of the bytes.
-    if isinstance(value, Mapping):
-        return {str(key): _rounded(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(inner) for inner in value]
-    value = finite(value)
-    return float(f"{value:.6g}") if isinstance(value, float) else value

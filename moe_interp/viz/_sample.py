@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from jaxtyping import Bool
+from numpy import ndarray
 
 from moe_interp.experts import Expert
 from moe_interp.viz._circuitsvis import safe_token
@@ -63,6 +65,28 @@ def weights_of(record: Recorded, expert: Expert) -> np.ndarray:
     return used.sum(axis=-1)
 
 
+def tokens_inside(record: Recorded, span: str | None) -> Bool[ndarray, " token"]:
+    """Which tokens of a record lie in a span; all of them for None.
+
+    Args:
+        record: A routing record.
+        span: A recorded span, or None.
+
+    Returns:
+        One boolean for each token.
+
+    Raises:
+        ValueError: If the span was not recorded.
+    """
+    dataset = record.dataset
+    if span is None:
+        return np.ones(dataset.sizes["token"], dtype=bool)
+    known = [str(name) for name in dataset["span"].values] if "span" in dataset.coords else []
+    if span not in known:
+        raise ValueError(f"The span {span!r} was not recorded. Recorded: {', '.join(known)}.")
+    return dataset["in_span"].sel(span=span).values.astype(bool)
+
+
 def pack_tokens(
     dataset: xr.Dataset,
     *,
@@ -114,9 +138,9 @@ def pack_tokens(
         "prompts": shown,
         "layers": [int(layer) for layer in dataset["layer"].values],
         "top_k": width,
-        "index": _base64(index[rows].astype("<u2" if wide else "uint8")),
+        "index": to_base64(index[rows].astype("<u2" if wide else "uint8")),
         "index_bytes": 2 if wide else 1,
-        "weights": _base64(steps),
+        "weights": to_base64(steps),
         "scale": scale,
         "signed": values is not None,
         "verb": "is chosen for" if values is None else "has values at",
@@ -156,7 +180,8 @@ def _steps(numbers: np.ndarray, *, signed: bool, bound: float | None) -> tuple[n
     return np.where(np.isnan(numbers), -128, steps).astype("int8"), scale
 
 
-def _base64(values: np.ndarray) -> str:
+def to_base64(values: np.ndarray) -> str:
+    """Pack numbers as text, row by row, for the script that reads them."""
     return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode("ascii")
 
 

@@ -106,6 +106,29 @@ async function draw(data) {
   }
   if (quantity) quantity.addEventListener("change", drawMap);
 
+  // ---- figures without a section of their own: whatever names an expert can be clicked ----------
+  async function drawFiguresNow() {
+    for (const [name, figure] of Object.entries(data.figures ?? {})) {
+      const element = await plot(name, figure, (traces, layout) => {
+        if (narrow() && layout.legend) layout.legend.font = { size: 11 };
+        const heat = traces.find((trace) => trace.type === "heatmap" && trace.customdata);
+        const row = heat && chosen ? heat.customdata.findIndex((line) => line.includes(chosen)) : -1;
+        if (row < 0) return;
+        const column = heat.customdata[row].indexOf(chosen);
+        layout.shapes = [...(layout.shapes ?? []), {
+          type: "rect", x0: column - 0.5, x1: column + 0.5, y0: row - 0.5, y1: row + 0.5,
+          line: { color: isDark() ? "#ffd166" : "#111111", width: 3 },
+        }];
+      });
+      if (!element || element.dataset.listens || !pack) continue;
+      element.dataset.listens = "true";
+      element.on("plotly_click", (event) => {
+        const label = event.points[0].customdata;
+        if (/^L\d+E\d+$/.test(label) && pack.layers.includes(place(label)[0])) choose(label);
+      });
+    }
+  }
+
   // ---- tokens -----------------------------------------------------------------------------
   const pickPrompt = find("s-prompt"), pickLayer = find("s-layer"), pickExpert = find("s-expert");
 
@@ -179,7 +202,7 @@ async function draw(data) {
 
   // ---- one expert, everywhere -------------------------------------------------------------
   function about(label) {
-    const row = data.experts[label];
+    const row = data.experts?.[label];
     if (!row || !find("about")) return;
     const said = (value) => (value === null || value === undefined ? "not measured"
       : String(Number(value.toPrecision(3))).replace("-", "\u2212"));
@@ -200,7 +223,7 @@ async function draw(data) {
     if (counts[pickPrompt.value] === 0 && most > 0) pickPrompt.value = counts.indexOf(most);
   }
 
-  function choose(label, elsewhere = true) {
+  function select(label, elsewhere) {
     chosen = label;
     const [layer, expert] = place(label);
     if (pack) {
@@ -212,6 +235,11 @@ async function draw(data) {
     about(label);
     document.querySelectorAll("button.pick").forEach((button) =>
       button.setAttribute("aria-pressed", String(button.dataset.expert === label)));
+  }
+
+  function choose(label, elsewhere = true) {
+    select(label, elsewhere);
+    inTurn(drawFiguresNow);
     return drawMap();
   }
 
@@ -226,11 +254,7 @@ async function draw(data) {
     button.addEventListener("click", () => choose(button.dataset.expert)));
 
   const drawAll = () => inTurn(async () => {
-    for (const [name, figure] of Object.entries(data.figures ?? {})) {
-      await plot(name, figure, (traces, layout) => {
-        if (narrow() && layout.legend) layout.legend.font = { size: 11 };
-      });
-    }
+    await drawFiguresNow();
     await plot("causal", data.causal, (traces, layout) => {
       if (!narrow()) return;
       layout.legend.font = { size: 11 };
@@ -243,7 +267,7 @@ async function draw(data) {
   const first = document.querySelector("button.pick");
   const fallback = pack && pack.layers.length ? pack.start ?? `L${pack.layers[0]}E0` : null;
   const start = first ? first.dataset.expert : fallback;
-  if (start) await choose(start);
+  if (start) select(start, true);
   await drawAll();
   dark.addEventListener("change", drawAll);
   let width = innerWidth, waiting = 0;
