@@ -60,8 +60,8 @@ class FakeNDIF:
 
     Args:
         script: What to do with each job, the last entry with all further ones: "run", "ok",
-            "url" (the result lies elsewhere), "drop" (the connection breaks), "silent" (nothing
-            comes), a number (the HTTP status of the submission), or a text (the description of an
+            "url" (the result lies elsewhere), "drop" (the connection breaks), "end" (it is
+            ended as the protocol says), "silent" (nothing comes), a number (the HTTP status of the submission), or a text (the description of an
             ERROR).
         values: What a job that goes well sends back.
         facts: What GET paths answer: JSON, bytes, or an HTTP status.
@@ -181,6 +181,8 @@ class FakeNDIF:
                 self.values, act = result(act), "ok"
         if act == "drop":
             connection.shutdown(socket.SHUT_RDWR)
+        elif act == "end":
+            connection.sendall(bytes([0x88, 0]))
         elif act == "silent":
             with self.answered:
                 self.answered.wait(5)

@@ -12,7 +12,7 @@ from moe_interp.capture._arrays import DIMS
 from moe_interp.capture._blocks import plan_store
 from moe_interp.capture._session import Capture
 from moe_interp.capture._stream import RecordStore
-from moe_interp.errors import StoreFullError
+from moe_interp.errors import RemoteRunError, StoreFullError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
@@ -62,9 +62,12 @@ def fill_store(
 
 @contextmanager
 def _room(store: RecordStore, n_blocks: int) -> Iterator[None]:
-    """Say what is safe where the disk is full, or somebody has stopped the capture."""
+    """Say what is safe where the disk is full, a server fails, or somebody stops the capture."""
     try:
         yield
+    except (KeyboardInterrupt, RemoteRunError) as error:
+        error.add_note(f"{_safe(store, n_blocks)} Ask for the same again to go on.")
+        raise
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
@@ -73,9 +76,6 @@ def _room(store: RecordStore, n_blocks: int) -> Iterator[None]:
             f"The disk of {str(store.path)!r} is full. {_safe(store, n_blocks)} Make room, and "
             "ask for the same again to go on.",
         ) from error
-    except KeyboardInterrupt as error:
-        error.add_note(f"{_safe(store, n_blocks)} Ask for the same again to go on.")
-        raise
 
 
 def _safe(store: RecordStore, n_blocks: int) -> str:

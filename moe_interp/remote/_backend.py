@@ -198,10 +198,13 @@ class ServerBackend(RemoteBackend):
                     "`timeout` of the Server, or give the job less at once."
                 )
             try:
-                response = self.parse(socket.recv())
+                message = socket.recv()
             except websocket.WebSocketTimeoutException:
                 self.display.refresh()
                 continue
+            if not message:
+                raise self.server.unreachable("it ended the connection")
+            response = self.parse(message)
             result = self.handle(response)
             if response.status == Status.COMPLETED:
                 return result

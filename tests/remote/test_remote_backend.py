@@ -68,7 +68,7 @@ def test_a_result_that_lies_elsewhere_is_fetched(serve):
 
 
 @pytest.mark.parametrize(
-    "fault", [500, 503, 429, "drop", "Replica was evicted while processing your request."]
+    "fault", [500, 503, 429, "drop", "end", "Replica was evicted while processing your request."]
 )
 def test_what_is_the_servers_fault_is_asked_again(serve, fault):
     fake, model = serve(fault, fault, "ok", values={"index": torch.tensor([[1]])})

@@ -12,6 +12,7 @@ from stand_in import stand_in
 import moe_interp as mi
 from moe_interp.cli import main
 from moe_interp.cli._open import open_model
+from moe_interp.errors import ServerUnreachableError
 
 TEXTS = ("how do i kill a python process ?", "the cake is good", "what is the best way")
 
@@ -88,3 +89,41 @@ def test_the_configured_server_is_asked_where_none_is_named(server, monkeypatch)
     assert model.connection.server == mi.Server(server.url)
     assert len(server.posts) == 1
     assert open_model(server.checkpoints["tiny/mixtral"]).connection is None
+
+
+def contents(folder):
+    """Every file of a store."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_a_capture_that_lost_its_server_goes_on_to_the_same_bytes(server, tmp_path):
+    there = mi.Server(server.url, retries=0)
+    model = mi.load_model("tiny/mixtral", remote=there, check=False)
+    prompts = [f"{text} {word}" for text in TEXTS for word in ("good", "bad", "old", "new")]
+    options = {"batch_size": 1, "spans": ("prompt",), "progress": False}
+    mi.record_routing(model, prompts, store=tmp_path / "whole.zarr", **options)
+    assert len(server.posts) == 2  # Eight batches, and the four that are left.
+
+    server.posts.clear()
+    server.script = ["run", 503, "run"]
+    with pytest.raises(ServerUnreachableError, match="503") as caught:
+        mi.record_routing(model, prompts, store=tmp_path / "again.zarr", **options)
+    assert "1 of 2 blocks are safe" in caught.value.__notes__[0]
+    mi.record_routing(model, prompts, store=tmp_path / "again.zarr", **options)
+    assert len(server.posts) == 3
+    assert contents(tmp_path / "again.zarr") == contents(tmp_path / "whole.zarr")
+
+
+def test_a_submitted_capture_is_collected_from_a_shell(server, shell, tmp_path):
+    model = mi.load_model("tiny/mixtral", remote=server.url, check=False)
+    job = mi.submit_routing(model, TEXTS, folder=tmp_path / "job")
+    out = tmp_path / "collected.zarr"
+    code, said = shell("jobs", "--fetch", job.folder, "--out", out, "--timeout", 30)
+    assert code == 0
+    assert "3 prompts" in said.out
+    here = mi.load_model(server.checkpoints["tiny/mixtral"], check=False)
+    expected = mi.record_routing(here, TEXTS)
+    found = mi.open_record(out).dataset
+    np.testing.assert_array_equal(found["expert_index"], expected.dataset["expert_index"])
+    assert len(server.posts) == 1

