@@ -5,7 +5,8 @@ from moe_interp.capture._capture import QUANTITIES, record_routing
 from moe_interp.capture._features import decoding_baselines
 from moe_interp.capture._job import CaptureJob, all_jobs, open_job, submit_routing
 from moe_interp.capture._record import RoutingRecord, open_record
-from moe_interp.capture._store import check_free
+from moe_interp.capture._store import check_free, replace_record
+from moe_interp.capture._stream import check_blocks
 from moe_interp.capture._tokens import check_confounds, slots_changed, token_routing
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "CaptureJob",
     "RoutingRecord",
     "all_jobs",
+    "check_blocks",
     "check_confounds",
     "check_free",
     "decoding_baselines",
@@ -20,6 +22,7 @@ __all__ = [
     "open_record",
     "plan_batches",
     "record_routing",
+    "replace_record",
     "slots_changed",
     "submit_routing",
     "token_routing",

@@ -60,6 +60,20 @@ def check_resumable(path: str | Path) -> None:
         )
 
 
+def replace_record(new: Path, old: Path) -> None:
+    """Put a record in the place of another, which is kept until that is done.
+
+    Args:
+        new: The folder of the record.
+        old: The folder that it replaces.
+    """
+    aside = old.with_name(f".{old.name}.replaced")
+    shutil.rmtree(aside, ignore_errors=True)
+    old.rename(aside)
+    new.rename(old)
+    shutil.rmtree(aside)
+
+
 def save_dataset(dataset: xr.Dataset, path: Path, *, force: bool) -> None:
     """Write a record's dataset.
 

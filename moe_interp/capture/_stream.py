@@ -384,15 +384,16 @@ def check_blocks(path: str | Path) -> None:
     if known is None:
         raise ResultError(f"{str(path)!r} is no capture with checksums, so it cannot be compared.")
     plan = BlockPlan(**known["plan"])
+    marks = [path / FOLDER / f"block-{block:06d}.json" for block in range(plan.n_blocks)]
+    missing = [block for block, mark in enumerate(marks) if not mark.is_file()]
+    if missing:
+        raise ResultError(f"{str(path)!r} is not whole: block {missing[0]} is missing.")
     group = zarr.open_group(LocalStore(path), mode="r", zarr_format=2)
     owner = np.asarray(group["prompt_index"][:])
-    for block in range(plan.n_blocks):
-        mark_path = path / FOLDER / f"block-{block:06d}.json"
-        if not mark_path.is_file():
-            raise ResultError(f"{str(path)!r} is not whole: block {block} is missing.")
+    for block, mark in enumerate(marks):
         low, high = plan.prompts(block)
         first, end = (int(row) for row in np.searchsorted(owner, (low, high)))
-        for name, expected in json.loads(mark_path.read_text("utf-8"))["checksums"].items():
+        for name, expected in json.loads(mark.read_text("utf-8"))["checksums"].items():
             axis = DIMS[name].index("token" if "token" in DIMS[name] else "prompt")
             span = (first, end) if "token" in DIMS[name] else (low, high)
             try:

@@ -84,8 +84,49 @@ def test_a_record_is_written_and_opens_again(cli, tmp_path, tiny_checkpoint):
     assert code == 0
     assert f"wrote {out}" in said
     assert mi.open_record(out).n_prompts == 8
-    says_one_line(cli(*arguments), "routing.zarr")
-    assert cli(*arguments, "--force")[0] == 0
+    # The same again is that record; anything else is refused.
+    before = sorted(path.stat().st_mtime_ns for path in out.rglob("*"))
+    assert cli(*arguments)[0] == 0
+    says_one_line(cli(*arguments, "--seed", 1), "random_routers")
+    assert sorted(path.stat().st_mtime_ns for path in out.rglob("*")) == before
+    assert cli(*arguments, "--seed", 1, "--force")[0] == 0
+    assert mi.open_record(out).n_prompts == 8
+    assert [path.name for path in tmp_path.glob("*routing.zarr*")] == ["routing.zarr"]
+
+
+def test_shards_fill_one_record(cli, tmp_path, tiny_checkpoint):
+    mi.load_prompts("organism").select(range(24)).to_jsonl(tmp_path / "few.jsonl")
+    out = tmp_path / "routing.zarr"
+    arguments = (
+        "record", "--model", tiny_checkpoint("mixtral"), "--prompts", tmp_path / "few.jsonl",
+        "--out", out, "--batch-size", 1, "--random-routers", 39, "--weight-dtype", "float16",
+    )  # fmt: skip
+    code, said, _ = cli(*arguments, "--shard", "1/2")
+    assert (code, said) == (0, f"shard 1/2 of {out} is done; others are not\n")
+    code, said, _ = cli(*arguments, "--shard", "0/2")
+    assert code == 0
+    assert f"wrote {out}" in said
+    assert mi.open_record(out).n_prompts == 24
+
+
+@pytest.mark.parametrize(
+    ("shard", "said"),
+    [
+        (("2/2",), "`shard` must be (i, n)"),
+        (("1",), "--shard must be I/N"),
+        (("-1/2",), "--shard must be I/N"),
+        (("a/b",), "--shard must be I/N"),
+        (("0/2", "--force"), "do not go together"),
+    ],
+)
+def test_a_shard_that_is_none_gets_one_line(cli, tmp_path, tiny_checkpoint, shard, said):
+    mi.load_prompts("organism").select(range(2)).to_jsonl(tmp_path / "few.jsonl")
+    arguments = (
+        "record", "--model", tiny_checkpoint("mixtral"), "--prompts", tmp_path / "few.jsonl",
+        "--out", tmp_path / "routing.zarr", "--shard", *shard,
+    )  # fmt: skip
+    says_one_line(cli(*arguments), said)
+    assert not (tmp_path / "routing.zarr").exists()
 
 
 def a_record(folder):
