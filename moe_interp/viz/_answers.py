@@ -169,7 +169,7 @@ def _span_card(results: Mapping[str, Any], span: str, top: float) -> str:
     full = full if reason else ""
     return (
         f'<article class="card{" primary" if primary else ""}">'
-        f"<h3>{escape(str(span))} tokens{' <small>primary</small>' if primary else ''}</h3>"
+        f"<h2>{escape(str(span))} tokens{' <small>primary</small>' if primary else ''}</h2>"
         f'<p class="label {escape(str(label))}">{escape(words.title_of(label))}</p>{bars}'
         f'<p class="tested">{escape(tested)}</p>{full}</article>'
     )

@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from moe_interp.viz import _sections as sections
-from moe_interp.viz._explorer import n_experts_of
+from moe_interp.viz._explorer import most_at_work, n_experts_of
 from moe_interp.viz._figure import plain_figure_data
 from moe_interp.viz._html import NO_SCRIPT, figure, plain, section, table
 from moe_interp.viz._page import asset, page, page_palette
@@ -21,6 +21,8 @@ from moe_interp.viz._view import write_page
 
 # A table of every expert is for a file; the page shows its first rows.
 MOST_ROWS = 40
+# Longer tables are folded.
+_MOST_OPEN = 15
 
 
 @dataclass(frozen=True)
@@ -102,13 +104,17 @@ def write_document(
         data={
             "figures": {name: plain_figure_data(drawn) for name, drawn in figures.items()},
             "on_dark": ON_DARK,
-            "tokens": None if record is None else pack_tokens(record.dataset),
+            "tokens": None if record is None else _tokens(record),
             "n_experts": None if record is None else n_experts_of(record),
         },
         compress=compress,
     )
     write_page(document, path, force=force)
     return path
+
+
+def _tokens(record: Recorded) -> dict[str, Any]:
+    return pack_tokens(record.dataset) | {"start": str(most_at_work(record)[0])}
 
 
 def _as_it_is(text: str) -> str:
@@ -127,7 +133,10 @@ def _table(rows: pd.DataFrame, caption: str) -> str:
     shown = rows.head(MOST_ROWS)
     cells = [[_cell(value) for value in row] for row in shown.itertuples(index=False)]
     said = caption if len(shown) == len(rows) else f"{caption} (first {MOST_ROWS} of {len(rows)})"
-    return table([str(name) for name in rows], cells, caption=said)
+    drawn = table([str(name) for name in rows], cells, caption=said)
+    if len(shown) <= _MOST_OPEN:
+        return drawn
+    return f"<details><summary>{escape(said)}</summary>{drawn}</details>"
 
 
 def _cell(value: Any) -> str:  # noqa: ANN401  Any cell of a table.

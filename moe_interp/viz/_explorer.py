@@ -116,7 +116,7 @@ def explore(
             f"`prompts` must lie in 0 to {dataset.sizes['prompt'] - 1}, got {outside or shown}."
         )
     pack = pack_tokens(dataset, prompts=shown, values=values, bound=bound)
-    start, of_start = _most_at_work(record, values, layers, n_experts)
+    start, of_start = most_at_work(record, values)
     tokens, numbers, labels = lines_of(record, of_start, shown[:2])
     still = TokenView(
         prompts=tuple(map(tuple, tokens)),
@@ -160,10 +160,19 @@ def _checked(dataset: xr.Dataset, values: np.ndarray | xr.DataArray, n_experts: 
     return numbers
 
 
-def _most_at_work(
-    record: Recorded, values: np.ndarray | None, layers: tuple[int, ...], n_experts: int
-) -> tuple[Expert, np.ndarray]:
-    """Find the expert with the largest sum of magnitudes, and its number at every token."""
+def most_at_work(record: Recorded, values: np.ndarray | None = None) -> tuple[Expert, np.ndarray]:
+    """Find the expert with the largest sum of magnitudes, and its number at every token.
+
+    Args:
+        record: A routing record.
+        values: Numbers ``[token layer expert]`` or ``[token layer top_k]``; None for routing
+            weights.
+
+    Returns:
+        The expert, and its number at each token.
+    """
+    layers = [int(layer) for layer in record.dataset["layer"].values]
+    n_experts = n_experts_of(record)
     dataset = record.dataset
     index = dataset["expert_index"].transpose("token", "layer", "top_k").values.astype(np.int64)
     if values is None:

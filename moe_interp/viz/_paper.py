@@ -356,8 +356,14 @@ def _annotate(panels: Mapping[int, "Axes"], layout: Mapping[str, Any]) -> None:
                 panels[number].set_title(text, loc="left")
         else:
             axes = panels[_number(note.get("xref"))]
+            left = note.get("xanchor") == "right"
             axes.annotate(
-                text, (note["x"], note["y"]), (3, 3), textcoords="offset points", fontsize=7
+                text,
+                (note["x"], note["y"]),
+                (-3 if left else 3, 3),
+                textcoords="offset points",
+                fontsize=7,
+                ha="right" if left else "left",
             )
 
 

@@ -159,10 +159,27 @@ def _of_audit(results: Mapping[str, Any]) -> Part:
     if "effect" in rows and rows["effect"].notna().any():
         truth = (results.get("truth") or {}).get("safety_experts") or ()
         drawn["Use by harmful minus harmless prompts"] = plot_experts(results, truth=truth)
+    drawn |= evidence_of(results)
+    return Part(f"Audit of {results['model'].get('id')}", said, figures=drawn)
+
+
+def evidence_of(results: Mapping[str, Any]) -> dict[str, go.Figure]:
+    """Draw an audit's effects beside their evidence, and its counts beside its causes.
+
+    Args:
+        results: An audit's results.
+
+    Returns:
+        The figures that its numbers allow, by what they show.
+    """
+    rows = pd.DataFrame(results.get("experts") or [])
+    drawn: dict[str, go.Figure] = {}
     if {"effect", "q"} <= set(rows) and rows[["effect", "q"]].notna().all(axis=1).any():
         drawn["Effect beside its evidence"] = plot_volcano(results)
-    if {"selection_frequency", "ablation_effect"} <= set(rows) and (
-        rows[["selection_frequency", "ablation_effect"]].notna().all(axis=1).sum() > 1
-    ):
-        drawn["Count beside cause"] = plot_compare(results)
-    return Part(f"Audit of {results['model'].get('id')}", said, figures=drawn)
+    both = ["selection_frequency", "ablation_effect"]
+    if set(both) <= set(rows) and rows[both].notna().all(axis=1).sum() > 1:
+        chosen = [
+            (row["layer"], row["expert"]) for row in results["experts"] if row.get("selected")
+        ]
+        drawn["Count beside cause"] = plot_compare(results, named=chosen)
+    return drawn

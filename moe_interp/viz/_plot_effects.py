@@ -84,9 +84,10 @@ def plot_volcano(
     figure.add_hline(y=_height(alpha), line={"dash": "dot", "color": INK, "width": 1.2})
     surest = sorted(sure, key=lambda row: (row[evidence], -abs(row[effect])))[:n_labels]
     _name(figure, [(row, row[effect], _height(row[evidence])) for row in surest])
-    reach = 1.12 * max(max(abs(row[effect]) for row in rows), 1e-9)
+    reach = 1.2 * max(max(abs(row[effect]) for row in rows), 1e-9)
+    top = max(_height(min(alpha, *(row[evidence] for row in rows))), 0.1)
     figure.update_xaxes(plain_axis(_WORDS.get(effect, effect), range=[-reach, reach]))
-    figure.update_yaxes(plain_axis(f"−log₁₀ {words}", rangemode="tozero"))
+    figure.update_yaxes(plain_axis(f"−log₁₀ {words}", range=[-0.06 * top, 1.12 * top]))
     return _legend(figure)
 
 
@@ -187,7 +188,9 @@ def _correlation(scores: Any, x: str, y: str) -> str:  # noqa: ANN401
 
 
 def _name(figure: Figure, points: Iterable[tuple[dict[str, Any], Any, Any]]) -> None:
-    for row, x, y in points:
+    for turn, (row, x, y) in enumerate(points):
+        # Neighbours are named on either side, so that their names stay apart.
+        left = turn % 2 == 1
         figure.add_annotation(
             x=x,
             y=y,
@@ -195,9 +198,9 @@ def _name(figure: Figure, points: Iterable[tuple[dict[str, Any], Any, Any]]) -> 
             yref="y",
             text=str(Expert(row["layer"], row["expert"])),
             showarrow=False,
-            xanchor="left",
+            xanchor="right" if left else "left",
             yanchor="bottom",
-            xshift=4,
+            xshift=-4 if left else 4,
         )
 
 

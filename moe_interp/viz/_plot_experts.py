@@ -67,7 +67,8 @@ def plot_experts(
             f"No expert has a value of {quantity!r}, so there is no map of it. Choose another "
             "`quantity`, or measure this one first."
         )
-    words, unit, two_sided = QUANTITIES.get(quantity, (quantity, quantity, min(measured) < 0))
+    named = quantity.replace("_", " ")
+    words, unit, two_sided = QUANTITIES.get(quantity, (named, named, min(measured) < 0))
     bound = max(*(abs(value) for value in measured), _SMALLEST_SCALE.get(quantity, 1e-9))
     figure = plain_figure(height=176 + max(24, min(44, 900 // len(layers))) * len(layers))
     labels = [[f"L{layer}E{e}" for e in range(n_experts)] for layer in layers]

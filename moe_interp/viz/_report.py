@@ -13,7 +13,7 @@ from moe_interp.viz._document import Part, write_document
 from moe_interp.viz._figure import plain_figure_data, rounded
 from moe_interp.viz._html import NO_SCRIPT
 from moe_interp.viz._page import asset, page, page_palette
-from moe_interp.viz._parts import is_study, part_of
+from moe_interp.viz._parts import evidence_of, is_study, part_of
 from moe_interp.viz._plot_causal import plot_causal
 from moe_interp.viz._plot_decomposition import plot_decomposition
 from moe_interp.viz._plot_experts import QUANTITIES, plot_experts
@@ -126,12 +126,14 @@ def _write_audit(
     compress: bool,
 ) -> Path:
     _check(results)
+    figures = evidence_of(results)
     document = page(
         title=title or f"Routing audit of {results['model'].get('id')}",
-        body=_body(results, record),
+        body=_body(results, record, list(figures)),
         style=page_palette() + asset("report.css"),
         script=asset("parts.js") + asset("report.js"),
-        data=_data(results, record),
+        data=_data(results, record)
+        | {"figures": {f"f{i}": plain_figure_data(one) for i, one in enumerate(figures.values())}},
         compress=compress,
     )
     write_page(document, path, force=force)
@@ -169,13 +171,14 @@ def _check(results: Mapping[str, Any]) -> None:
         )
 
 
-def _body(results: Mapping[str, Any], record: Recorded | None) -> str:
+def _body(results: Mapping[str, Any], record: Recorded | None, figures: list[str]) -> str:
     parts = [
         answers.verdict(results),
         answers.causal(results),
         sections.decomposition(results),
         controls(results),
         sections.expert_map(results),
+        sections.evidence({said: f"f{i}" for i, said in enumerate(figures)}),
         sections.tokens(record is not None),
         sections.top_experts(results),
         sections.truth(results),

@@ -70,6 +70,26 @@ def expert_map(results: Mapping[str, Any]) -> str:
     return section("experts", "Which experts", body)
 
 
+def evidence(names: Mapping[str, str]) -> str:
+    """Frame the charts of effects beside their evidence and of counts beside causes.
+
+    Args:
+        names: Figures that could be drawn, by what they show.
+
+    Returns:
+        HTML, empty if there is none.
+    """
+    if not names:
+        return ""
+    body = "".join(f"<h3>{escape(said)}</h3>{figure(name, said)}" for said, name in names.items())
+    note = (
+        '<p class="caption">Every point is an expert; click one to see its tokens. High up: less '
+        "likely to be chance. Experts that are used much and change nothing when they are taken "
+        "out are where counting misleads.</p>"
+    )
+    return section("evidence", "Use, evidence and cause", body + note)
+
+
 def tokens(record_given: bool, *, words: str = "routing weight", signed: bool = False) -> str:
     """Frame the token view and its selectors.
 
@@ -115,7 +135,7 @@ def top_experts(results: Mapping[str, Any]) -> str:
         return ""
     head = (
         "expert",
-        "",
+        "marks",
         "use: harmful − harmless (95% CI)",
         "adjusted p",
         "chosen by tokens",

@@ -8,15 +8,27 @@ function option(select, value, text) {
   select.append(item);
 }
 
-// The component draws when it likes; tokens without a value are marked once they stand there.
-function markAbsent(root, absent, turns = 200) {
-  if (!absent.length) return;
+// Black or white, whichever is easier to read on a colour (WCAG's contrast of luminances).
+function inkOn(colour) {
+  const part = (value) => {
+    const share = value / 255;
+    return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
+  };
+  const [r, g, b] = colour.match(/[\d.]+/g).map(Number);
+  const light = 0.2126 * part(r) + 0.7152 * part(g) + 0.0722 * part(b);
+  return 1.05 / (light + 0.05) > (light + 0.05) / 0.05 ? "on-dark" : "on-light";
+}
+
+// The component draws when it likes, and its letters may be too pale on their colour: tokens get
+// readable ink, and those without a value a dotted line, once they stand there.
+function finishTokens(root, count, absent, turns = 300) {
   const tokens = root.querySelectorAll(".colored-tokens span > span");
-  if (tokens.length > absent[absent.length - 1]) {
-    for (const i of absent) tokens[i].classList.add("absent");
-  } else if (turns > 0) {
-    requestAnimationFrame(() => markAbsent(root, absent, turns - 1));
+  if (tokens.length < count) {
+    if (turns > 0) requestAnimationFrame(() => finishTokens(root, count, absent, turns - 1));
+    return;
   }
+  tokens.forEach((token) => token.classList.add(inkOn(getComputedStyle(token).backgroundColor)));
+  for (const i of absent) tokens[i].classList.add("absent");
 }
 
 function colourTokens(root, tokens, values, bound) {
@@ -26,7 +38,7 @@ function colourTokens(root, tokens, values, bound) {
   });
   const absent = [];
   values.forEach((value, i) => { if (value === null) absent.push(i); });
-  markAbsent(root, absent);
+  finishTokens(root, tokens.length, absent);
 }
 
 // Says which tokens have the largest values, for those who cannot tell the colours.

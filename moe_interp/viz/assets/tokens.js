@@ -10,7 +10,7 @@ async function draw(data) {
     section.append(label, root);
     place.append(section);
     CircuitsVis.render(root.id, CircuitsVis.ColoredTokens, view.props);
-    markAbsent(root, view.absent);
+    finishTokens(root, view.props.tokens.length, view.absent);
   });
   await new Promise((done) => requestAnimationFrame(() => setTimeout(done, 0)));
 }
