@@ -187,6 +187,8 @@ class ServerBackend(RemoteBackend):
             raise
         finally:
             socket.close()
+            # That does nothing to a connection which the other side has ended.
+            socket.shutdown()
 
     def _watch(self, socket: websocket.WebSocket, deadline: float | None) -> dict[str, Any] | None:
         """Read status after status until the job is done."""

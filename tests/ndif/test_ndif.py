@@ -243,10 +243,10 @@ def test_a_model_that_the_server_does_not_find_is_named(connect):
         connect("absent", retries=0)
 
 
-def test_a_submitted_capture_is_collected_from_a_shell(one, hub_cache, tmp_path, monkeypatch):
+def test_a_submitted_capture_is_collected_from_a_shell(loaded, hub_cache, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.setenv("HF_HUB_CACHE", str(hub_cache))
-    here, there = one
+    here, there = loaded("mixtral", "trusted")
     prompts = distinct_prompts(20)
     job = mi.submit_routing(there, prompts, spans=("prompt",), batch_size=2)
     assert job.n_parts == 2
@@ -255,6 +255,14 @@ def test_a_submitted_capture_is_collected_from_a_shell(one, hub_cache, tmp_path,
     subprocess.run([*shell, "--fetch", job.folder.name, "--out", out], check=True, timeout=200)
     expected = mi.record_routing(here, prompts, spans=("prompt",), batch_size=2).dataset
     found = mi.open_record(out).dataset
+    np.testing.assert_array_equal(found["expert_index"], expected["expert_index"])
+
+
+def test_a_capture_is_submitted_to_the_sandbox(loaded, tmp_path):
+    here, there = loaded("mixtral", "sandbox")
+    job = mi.submit_routing(there, TEXTS, spans=("prompt",), folder=tmp_path / "job")
+    found = job.wait(there, timeout=120).dataset
+    expected = mi.record_routing(here, TEXTS, spans=("prompt",)).dataset
     np.testing.assert_array_equal(found["expert_index"], expected["expert_index"])
 
 
