@@ -112,12 +112,16 @@ def paired(rng: Generator, *, pairs: int = 12, shorter: float = 1.0) -> dict[str
 def unbalanced(
     rng: Generator, *, size: int = 1, shorter: float = 1.0, rate: float | None = None
 ) -> dict[str, np.ndarray]:
-    """Topics of 12 to 37 prompts whose harm rate rises from 1/7 to 6/7, or is `rate`."""
-    sizes = size * (12 + 5 * np.arange(TOPICS))
+    """Topics of 12 to 37 prompts whose harm rate rises from 1/7 to 6/7, or is `rate`.
+
+    With `size` there are so many times the prompts in every cell.
+    """
+    sizes = 12 + 5 * np.arange(TOPICS)
     topic = np.repeat(np.arange(TOPICS), sizes)
     place = np.concatenate([np.arange(n) / n for n in sizes])
     share = (topic + 1) / (TOPICS + 1) if rate is None else rate
-    harm = place < share
+    harm = np.repeat(place < share, size)
+    topic = np.repeat(topic, size)
     return {"topic": topic, "harm": harm, "slots": _slots(rng, harm, shorter)}
 
 

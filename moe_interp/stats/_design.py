@@ -10,6 +10,7 @@ from numpy import ndarray
 
 from moe_interp.errors import DesignError
 from moe_interp.stats._embedding import centred
+from moe_interp.stats._jackknife import MAX_GROUPS, Jackknife, make_jackknife
 from moe_interp.stats._profile import RoutingProfile
 from moe_interp.stats._schemes import (
     SCHEMES,
@@ -21,8 +22,6 @@ from moe_interp.stats._schemes import (
     topic_exchange,
 )
 from moe_interp.stats._terms import Terms, make_terms
-
-MAX_GROUPS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +65,11 @@ class Design:
     def terms(self) -> Terms:
         """The units whose own squared length is a term of sums of squares."""
         return make_terms(self.topic, self.harm, self.exchange, self.topic_exchange)
+
+    @cached_property
+    def jackknife(self) -> Jackknife:
+        """What is left out where the numbers of prompts in each cell are given."""
+        return make_jackknife(self.exchange.unit, self.topic, self.harm)
 
     def embed(
         self, profile: RoutingProfile, shares: Float[ndarray, "prompt row expert"] | None = None

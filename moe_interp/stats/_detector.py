@@ -31,6 +31,7 @@ from moe_interp.stats._detector_folds import (
     wordings_seen,
 )
 from moe_interp.stats._detector_result import Detected, Detection
+from moe_interp.stats._jackknife import interval_factor
 from moe_interp.stats._logistic import coordinates, logistic_scores, platt_probabilities
 from moe_interp.stats._profile import RoutingProfile
 from moe_interp.stats._relabel import (
@@ -40,7 +41,6 @@ from moe_interp.stats._relabel import (
     max_p_values,
 )
 from moe_interp.stats._schemes import Labels, wording_units
-from moe_interp.stats._shares import interval_factor
 from moe_interp.stats._transfer_calibration import Calibration
 from moe_interp.stats._transfer_curve import grouped_auc
 from moe_interp.stats._transfer_decode import auc_interval, standard_error

@@ -15,6 +15,7 @@ from moe_interp.notebook import Shown
 from moe_interp.stats._contrast import Weights, centred_unit_sums, sum_units
 from moe_interp.stats._design import Design, make_design
 from moe_interp.stats._forms import harm_rows
+from moe_interp.stats._jackknife import interval_factor, jackknife_error
 from moe_interp.stats._product import Product, check_product, product_error
 from moe_interp.stats._profile import RoutingProfile
 from moe_interp.stats._relabel import (
@@ -25,7 +26,6 @@ from moe_interp.stats._relabel import (
     max_p_values,
 )
 from moe_interp.stats._results import plain
-from moe_interp.stats._shares import interval_factor, jackknife_error
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,8 +11,6 @@ from moe_interp.stats._profile import RoutingProfile
 from moe_interp.stats._results import plain
 from moe_interp.stats._shares import (
     RoutingShares,
-    interval_factor,
-    jackknife_error,
     routing_shares,
 )
 
@@ -106,11 +104,12 @@ def negligible(
     # No true share is negative: a negative estimate is noise and must not count as evidence.
     own = np.maximum(shares.shares[small][-1], 0.0)
     difference = float(own - margin * shares.shares[large][-1])
+    whole = shares.shares[small][-1] - margin * shares.shares[large][-1]
     replicates = shares.replicates[small][:, -1] - margin * shares.replicates[large][:, -1]
-    error = float(jackknife_error(replicates))
-    upper = difference + interval_factor(len(replicates), 1 - alpha) * error
+    error = float(shares.jackknife.error(np.asarray(whole), replicates))
+    upper = difference + shares.jackknife.reach(1 - alpha) * error
     if error > 0:
-        p_value = float(student_t.cdf(difference / error, len(replicates) - 1))
+        p_value = float(student_t.cdf(difference / error, shares.jackknife.degrees))
     else:
         p_value = 0.0 if difference < 0 else 1.0
     return NegligibilityTest(

@@ -23,8 +23,8 @@ from scipy.special import xlogy
 
 from moe_interp.errors import DesignError
 from moe_interp.notebook import Shown
+from moe_interp.stats._jackknife import interval_factor, jackknife_error
 from moe_interp.stats._results import plain
-from moe_interp.stats._shares import interval_factor, jackknife_error
 from moe_interp.stats._swap import _leave_out
 
 if TYPE_CHECKING:

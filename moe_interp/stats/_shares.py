@@ -18,12 +18,12 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Float
 from numpy import ndarray
-from scipy.stats import t as student_t
 
 from moe_interp.notebook import Shown
 from moe_interp.stats._design import Design, make_design
 from moe_interp.stats._distances import DistanceSums
 from moe_interp.stats._forms import Contrasts, SumsOfSquares, contrasts
+from moe_interp.stats._jackknife import Jackknife
 from moe_interp.stats._profile import RoutingProfile
 from moe_interp.stats._results import plain
 
@@ -57,6 +57,7 @@ class RoutingShares(Shown):
         words: What was exchanged, in words.
         n_prompts: Prompts that took part.
         n_units: Exchange units of harm.
+        jackknife: What was left out in turn, and the errors of estimates made of these shares.
         replicates: Factor to the shares with one jackknife group left out.
         random_replicates: Factor to the mean share of random routers, pooled over layers, with
             one jackknife group left out.
@@ -74,6 +75,7 @@ class RoutingShares(Shown):
     words: str
     n_prompts: int
     n_units: int
+    jackknife: Jackknife = field(repr=False)
     replicates: dict[str, Float[ndarray, "group row"]] = field(repr=False)
     random_replicates: dict[str, Float[ndarray, " group"]] | None = field(repr=False)
 
@@ -158,11 +160,10 @@ def routing_shares(
 
     Shares are of the total variance of Hellinger-embedded prompt profiles, less what relabelling
     alone would give. Topic and harm are each adjusted for the other. Intervals leave out one
-    exchange unit at a time (at most 64 bundles of units); they speak of other prompts of the
-    same topics, not of other topics. Where topics or harm levels differ in size, leaving units out
-    also changes their balance, and the intervals are wider than they need be: they cover 98 to
-    99 % there, and 93 to 98 % elsewhere. The random-router band shows what routers without any
-    training make of the same hidden states.
+    exchange unit at a time (some 64 bundles of units if there are more), and compare units with
+    prompts in the same cells of topic and harm; they speak of other prompts of the same topics and
+    of as many in each cell, not of other topics. The random-router band shows what routers without
+    any training make of the same hidden states.
 
     Args:
         profile: Profile of one span.
@@ -198,11 +199,12 @@ def routing_shares(
     design = make_design(profile, scheme, need_topics=True)
     sums = _sums(design, profile, distance)
     shares = _shares(sums())
-    parts = [contrasts(design, design.group != group) for group in range(design.n_groups)]
+    jackknife = design.jackknife
+    parts = [contrasts(design, jackknife.group != own) for own in range(jackknife.n_groups)]
     replicates = _stack([_shares(sums(part)) for part in parts])
     low, high = {}, {}
     for factor in FACTORS:
-        reach = interval_factor(design.n_groups) * jackknife_error(replicates[factor])
+        reach = jackknife.reach() * jackknife.error(shares[factor], replicates[factor])
         low[factor], high[factor] = shares[factor] - reach, shares[factor] + reach
     random, random_replicates = None, None
     if random_profiles is not None:
@@ -225,6 +227,7 @@ def routing_shares(
         words=design.exchange.words,
         n_prompts=design.n_prompts,
         n_units=design.exchange.n_units,
+        jackknife=jackknife,
         replicates=replicates,
         random_replicates=random_replicates,
     )
@@ -252,32 +255,6 @@ def check_random_profiles(
         )
     if not np.isfinite(random_profiles).all():
         raise ValueError("`random_profiles` holds NaN or infinite values.")
-
-
-def jackknife_error(replicates: Float[ndarray, " group *rest"]) -> Float[ndarray, " *rest"]:
-    """Standard error from delete-one-group values.
-
-    Args:
-        replicates: The estimate with each group left out in turn.
-
-    Returns:
-        The standard error.
-    """
-    n_groups = len(replicates)
-    return np.asarray(np.sqrt((n_groups - 1) * replicates.var(axis=0)))
-
-
-def interval_factor(n_groups: int, level: float = 0.975) -> float:
-    """Number of standard errors to the given quantile; Student's t, for units may be few.
-
-    Args:
-        n_groups: Number of jackknife groups.
-        level: Quantile, between 0 and 1.
-
-    Returns:
-        The factor; infinite if a single group leaves nothing to estimate the error from.
-    """
-    return float(student_t.ppf(level, n_groups - 1)) if n_groups > 1 else float("inf")
 
 
 def _shares(sums: dict[str, Float[ndarray, "*draws layer"]]) -> dict[str, ndarray]:

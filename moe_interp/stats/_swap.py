@@ -27,9 +27,9 @@ from numpy import ndarray
 from moe_interp.errors import DesignError
 from moe_interp.notebook import Shown
 from moe_interp.stats._design import make_design
+from moe_interp.stats._jackknife import interval_factor, jackknife_error
 from moe_interp.stats._profile import RoutingProfile
 from moe_interp.stats._results import plain
-from moe_interp.stats._shares import interval_factor, jackknife_error
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -34,10 +34,10 @@ from moe_interp.errors import DesignError
 from moe_interp.experts import ExpertSet
 from moe_interp.stats._design import Design, make_design
 from moe_interp.stats._features import expert_columns
+from moe_interp.stats._jackknife import interval_factor
 from moe_interp.stats._profile import RoutingProfile
 from moe_interp.stats._relabel import check_resamples, is_exhaustive, max_p_values
 from moe_interp.stats._schemes import Labels, wording_units
-from moe_interp.stats._shares import interval_factor
 from moe_interp.stats._transfer_calibration import (
     METHODS,
     Calibration,

@@ -16,8 +16,8 @@ from numpy.random import Generator
 
 from moe_interp.errors import DesignError
 from moe_interp.stats._design import Design
+from moe_interp.stats._jackknife import interval_factor, jackknife_error
 from moe_interp.stats._relabel import draw_labels
-from moe_interp.stats._shares import interval_factor, jackknife_error
 from moe_interp.stats._transfer_curve import grouped_auc
 from moe_interp.stats._transfer_folds import Split
 from moe_interp.stats._transfer_ridge import smoother

@@ -19,8 +19,6 @@ from moe_interp.stats._results import format_p, plain
 from moe_interp.stats._shares import (
     RoutingShares,
     check_random_profiles,
-    interval_factor,
-    jackknife_error,
     routing_shares,
 )
 
@@ -279,8 +277,10 @@ def _evidence(
     )
     n_reached = int((random >= share - TIE_TOLERANCE).sum())
     excess = share - float(random.mean())
-    error = jackknife_error(shares.replicates[column][:, -1] - shares.random_replicates[column])
-    reach = interval_factor(len(shares.replicates[column]), 1 - alpha) * float(error)
+    error = shares.jackknife.error(
+        np.asarray(excess), shares.replicates[column][:, -1] - shares.random_replicates[column]
+    )
+    reach = shares.jackknife.reach(1 - alpha) * float(error)
     p_random = (1 + n_reached) / (1 + len(random))
     excess_low = excess - reach
     exceeds = p_random <= alpha / 2
