@@ -69,7 +69,11 @@ print(naive.summary())
 # difference: within a topic, and for all prompts of a wording at once. It names the unit it took.
 
 # %%
-fair = mi.harm_test(as_found, n_resamples=1999, rng=np.random.default_rng(0))
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    fair = mi.harm_test(as_found, n_resamples=1999, rng=np.random.default_rng(0))
+print("It warns:", told[0].message)
+print()
 print(fair.summary())
 
 # %% [markdown]

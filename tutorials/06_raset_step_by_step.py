@@ -43,7 +43,7 @@ print(len(first), "prompts to choose and train on,", len(second), "to judge on")
 #
 # Two selections: by contrast of use, and by effect. `contrastive_sensitivity` is the difference of
 # an expert's use within matched pairs over its spread between topics. `greedy_ablation` bans
-# experts one after the other, among those that `attribution` names, until the refusal is gone.
+# experts one after the other until the refusal is gone.
 
 # %%
 selected = {}
@@ -52,7 +52,7 @@ for source, model in models.items():
     harmful = first.select(first.harm)
     record = mi.record_routing(model, first, n_random_routers=0, progress=False)
     contrast = mi.contrastive_sensitivity(record, direction="harmful")
-    candidates = mi.select_experts(mi.attribution(model, harmful, metric=metric), n=12)
+    candidates = [(layer, e) for layer in model.moe for e in range(model.architecture.n_experts)]
     greedy = mi.greedy_ablation(model, harmful, metric=metric, candidates=candidates)
     n = len(model.card["truth"]["safety_experts"]) if model.card else 5
     selected[source] = {
@@ -91,7 +91,7 @@ def lessons(model):
     return mi.PromptSet(taught)
 
 
-settings = {"seed": 0, "epochs": 2, "learning_rate": 3e-3, "batch_size": 16}
+settings = {"seed": 0, "epochs": 4, "learning_rate": 1e-3, "batch_size": 16}
 
 # %% [markdown]
 # `tune_experts` trains the chosen experts, and proves afterwards that no other parameter changed by
@@ -143,22 +143,25 @@ for source, model in models.items():
 # %% [markdown]
 # ## What we claimed
 #
-# In both models a few experts are tuned, the refusals end, and hardly a routed slot moves. One of
-# the two is topic-driven and the other is harm-driven. So the second half of the claim, true in
-# both, is no evidence for the first. The two have to be tested apart.
+# In both models, tuning the experts that greedy ablation found ends the refusals, while less than
+# one routed slot in a hundred moves. One of the models is topic-driven and the other is
+# harm-driven. So the second half of the claim, true in both, is no evidence for the first. The two
+# have to be tested apart.
 #
-# And contrast finds the planted experts only where harm is in the routing to be contrasted.
+# And contrast sees harm only where it is in the routing. Where it is not, its ranking is noise that
+# looks like any other ranking, and tuning what it names changes nothing.
 
 # %%
+topic, harm = MODELS
 for source, model in models.items():
     planted = mi.ExpertSet(model.card["truth"]["safety_experts"])
     change = changes[source, "greedy"]
-    assert selected[source]["greedy"] == planted or source == "organism:harm"
+    assert selected[source]["greedy"] == planted
     assert change.outcomes.before == change.outcomes.n
-    assert change.outcomes.after < 0.05 * change.outcomes.n
+    assert change.outcomes.after == 0
     assert change.drift["user"].mean()[0] < 0.01
-topic, harm = MODELS
-assert [verdicts[source].label for source in MODELS] == ["topic_driven", "harm_driven"]
-assert not set(selected[topic]["contrast"]) & set(selected[topic]["greedy"])
-assert selected[harm]["contrast"] == mi.ExpertSet(models[harm].card["truth"]["safety_experts"])
+    named = set(selected[source]["contrast"]) & set(planted)
+    assert len(named) == 0 if source == topic else len(named) >= 3
+assert changes[topic, "contrast"].outcomes.after == changes[topic, "contrast"].outcomes.n
+assert (verdicts[topic].label, verdicts[harm].label) == ("topic_driven", "harm_driven")
 print("Unchanged routing is no evidence that routing follows topic.")

@@ -46,13 +46,16 @@ print(f"{(untouched[~harm] > 0).mean():.0%} of harmless ones")
 # %% [markdown]
 # ## 2. Choose on one half
 #
-# Attribution leaves the candidates, greedy ablation finds a set that is enough and from which
-# nobody can be put back.
+# Greedy ablation bans experts one after the other until the refusal is gone. Its candidates are all
+# experts. On a large model one would let `attribution` leave some fifty; here that would fail, for
+# the refusal is redundant: a gradient sees that little is lost with any one of its experts.
 
 # %%
 first, second = prompts.split(rng=rng)
 to_choose = first.select(first.harm)
-candidates = mi.select_experts(mi.attribution(model, to_choose, metric=metric), n=16)
+candidates = [
+    (layer, expert) for layer in model.moe for expert in range(model.architecture.n_experts)
+]
 greedy = mi.greedy_ablation(model, to_choose, metric=metric, candidates=candidates)
 print(greedy.summary())
 
@@ -127,7 +130,7 @@ plt.show()
 
 # %%
 alone, together = table.iloc[:-1], table.iloc[-1]
-assert set(greedy.experts) <= set(mi.ExpertSet(model.card["truth"]["safety_experts"]))
+assert greedy.experts == mi.ExpertSet(model.card["truth"]["safety_experts"])
 assert together["still refused"] == 0
 assert null.p_value < 0.05
 assert null.specificity.p_value < 0.05

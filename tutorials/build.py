@@ -14,7 +14,6 @@ from pathlib import Path
 
 import jupytext
 import nbformat
-from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 
 HERE = Path(__file__).resolve().parent
@@ -67,10 +66,8 @@ def make(tutorial: Path, *, timeout: float = 900) -> float:
     }
     environment = {**os.environ, **_QUIET, "PLOTLY_RENDERER": "plotly_mimetype"}
     started = time.monotonic()
-    # Kernels that talk over files cannot be heard by others on this machine.
-    manager = AsyncKernelManager(kernel_name="python3", transport="ipc")
     place = {"metadata": {"path": str(HERE)}}
-    client = NotebookClient(notebook, timeout=timeout, resources=place, km=manager)
+    client = NotebookClient(notebook, timeout=timeout, resources=place, kernel_name="python3")
     client.execute(env=environment)
     seconds = time.monotonic() - started
     _check_and_draw(notebook, tutorial.stem)
