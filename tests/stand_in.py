@@ -27,7 +27,9 @@ def stand_in(checkpoints, script=("run",)):
         for name, folder in checkpoints.items():
             keep(Path(cache), name, Path(folder).resolve())
         huggingface_hub.constants.HF_HUB_CACHE = cache
-        server = FakeNDIF(script, worker=worker, checkpoints=checkpoints)
+        # Nobody has an account on it, as on a real one that was set up without.
+        facts = {"/whoami": {"email": None, "tags": []}}
+        server = FakeNDIF(script, facts=facts, worker=worker, checkpoints=checkpoints)
         try:
             yield server
         finally:

@@ -74,6 +74,7 @@ def run_audit(
     Raises:
         PromptError: If prompts lack harm or topic, or are longer than the context.
         DesignError: If the prompts cannot answer the question.
+        UnsupportedOnServerError: If the model's server lets no gradients through.
         ValueError: If an option is out of range, or an opener is not a single token.
 
     Example:
@@ -84,6 +85,9 @@ def run_audit(
         >>> mi.run_audit(model, prompts, **few).results["verdict"]
         'topic_driven'
     """
+    model.require_gradients(
+        "Finding experts in an audit", "Capture with record_routing and test the record (`verdict`)"
+    )
     seconds: dict[str, float] = {}
     streams = np.random.SeedSequence(seed).spawn(5)
     routers, relabel, per_expert, causal_stream, controlled = map(np.random.default_rng, streams)

@@ -58,8 +58,8 @@ def checkpoints(server):
 def hub_cache(checkpoints, tmp_path_factory):
     """What this machine would have of the hub: the models' files, as a download leaves them."""
     cache = tmp_path_factory.mktemp("hub")
-    for folder in (checkpoints / "tiny").iterdir():
-        keep(cache, f"tiny/{folder.name}", folder)
+    for folder in checkpoints.glob("*/*"):
+        keep(cache, f"{folder.parent.name}/{folder.name}", folder)
     keep(cache, "tiny/absent", checkpoints / "tiny" / "mixtral")
     patch = pytest.MonkeyPatch()
     patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))

@@ -4,6 +4,7 @@ One module, so that one server serves all of it.
 """
 
 import dataclasses
+import os
 import subprocess
 import sys
 import threading
@@ -264,6 +265,14 @@ def test_a_capture_is_submitted_to_the_sandbox(loaded, tmp_path):
     found = job.wait(there, timeout=120).dataset
     expected = mi.record_routing(here, TEXTS, spans=("prompt",)).dataset
     np.testing.assert_array_equal(found["expert_index"], expected["expert_index"])
+
+
+def test_the_tutorial_holds_on_it(server, hub_cache):
+    tutorial = Path(__file__).parents[2] / "tutorials" / "08_remote.py"
+    places = {"NDIF_HOST": server.url, "HF_HUB_CACHE": str(hub_cache), "HF_HUB_OFFLINE": "1"}
+    subprocess.run(
+        [sys.executable, tutorial], env={**os.environ, **places}, check=True, timeout=240
+    )
 
 
 def after_the_second_job_is_sent(monkeypatch, act):
