@@ -6,12 +6,12 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint check bench ndif browser clean
+.PHONY: demo test docs notebooks fresh compat lint check bench ndif browser clean
 
 demo: $(VENV)/.installed
 	$(BIN)/moe-interp audit --model organism:topic --prompts organism --out out/demo --force
 
-test: lint check
+test: lint check docs fresh
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -24,6 +24,23 @@ check: $(VENV)/.dev browser
 	$(BIN)/pytest -m long --dist loadgroup
 	$(BIN)/pytest -o addopts="--strict-markers --import-mode=importlib" tests/unchecked
 	$(MAKE) ndif
+
+# The tutorials, run and kept as notebooks; those that did not change are not run again.
+notebooks: $(VENV)/.dev
+	$(BIN)/python tutorials/build.py
+
+# The documentation, offline and with warnings as errors; its pages are opened in a browser.
+docs: $(VENV)/.dev notebooks browser
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
+	$(BIN)/pytest -o addopts="--strict-markers --import-mode=importlib" -m docs tests/docs
+
+# What a user does: the wheel in an environment of its own, an audit outside the source tree.
+fresh: $(VENV)/.dev
+	$(BIN)/python tests/fresh_install.py
+
+# The oldest and the newest supported nnsight and transformers, or PINS="transformers==5.24.0".
+compat: $(VENV)/.dev
+	$(BIN)/python tests/compatibility.py $(PINS)
 
 # Every ratio that benchmarks/RESULTS.md names, in one run: out/bench.json and a table.
 bench: $(VENV)/.dev
@@ -58,4 +75,4 @@ $(VENV)/.dev: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf out dist build .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf out dist build docs/_build docs/reference docs/tutorials/*.ipynb .pytest_cache .ruff_cache .import_linter_cache

@@ -18,15 +18,17 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx.ext.viewcode",
     "mathml",
 ]
-exclude_patterns = ["_build", "README.md"]
+exclude_patterns = ["_build", "extensions"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 # Notebooks come executed from tutorials/build.py.
 nb_execution_mode = "off"
 nb_merge_streams = True
+nb_ipywidgets_js = {}
+# Figures of notebooks have a picture beside the form that only a running notebook can draw.
+suppress_warnings = ["mystnb.unknown_mime_type", "toc.empty_glob"]
 
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
@@ -35,6 +37,7 @@ autodoc_default_options = {"members": True, "show-inheritance": False}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_attr_annotations = False
 # A single backtick in a docstring is code.
 default_role = "code"
 python_use_unqualified_type_names = True
