@@ -103,6 +103,39 @@ def test_experts_are_chosen_on_one_half_and_judged_on_the_other(study):
     assert found.arms[0].null.n_prompts == settings["judged on"] / 2
 
 
+def test_experts_are_those_of_the_first_half_alone(study, organism, prompts):
+    """On topic all differences are small, so that other prompts would choose other experts."""
+    halves = prompts.split(rng=np.random.default_rng(0))
+    found = study(NAME, "topic").numbers["chosen"]
+    for direction, sign in (("benign", 1), ("harmful", -1)):
+        chosen = [mi.Expert.parse(e) for e in found[f"activation_{direction}_dominant"]]
+        places = [16 * expert.layer + expert.expert for expert in chosen]
+        as_chosen = []
+        for some in (*halves, prompts):
+            values = sign * difference_by_tokens(organism("topic"), some)
+            largest = np.sort(values)[-5:]
+            largest = largest[largest > 1e-9]
+            # Experts may tie: what counts is that none is better than those chosen.
+            own = np.sort(values[places])
+            as_chosen.append(own.shape == largest.shape and np.allclose(own, largest, atol=1e-9))
+        assert as_chosen == [True, False, False]
+
+
+def difference_by_tokens(model, prompts):
+    """How much more of benign than of harmful tokens choose each expert."""
+    record = mi.record_routing(
+        model, prompts, spans=("prompt",), n_random_routers=0, progress=False
+    )
+    index = record.dataset["expert_index"].values
+    harmful = prompts.harm[record.dataset["prompt_index"].values]
+    share = np.zeros((2, 4, 16))
+    for level in (0, 1):
+        for layer in range(4):
+            chosen = index[harmful == level, layer]
+            share[level, layer] = np.bincount(chosen.ravel(), minlength=16) / len(chosen)
+    return (share[0] - share[1]).ravel()
+
+
 def test_an_expert_that_a_group_does_not_prefer_is_not_dominant():
     scores = Scores.of_array("score", "unit", np.zeros((1, 4)), layers=(2,))
     values = np.array([[0.3, -0.1, 1e-17, 0.2]])
