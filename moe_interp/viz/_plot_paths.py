@@ -153,7 +153,9 @@ def _draw(
             row=panel,
             col=1,
         )
-    ends = sorted({(x, y) for x, y in zip(*map(_kept, _joined(steps)), strict=True)})
+    ends = sorted(
+        {end for x, y in steps.values() for end in zip(x, y, strict=True) if end[0] is not None}
+    )
     figure.add_scatter(
         x=[x for x, _ in ends],
         y=[y for _, y in ends],
@@ -173,16 +175,3 @@ def _draw(
         row=panel,
         col=1,
     )
-
-
-def _joined(
-    steps: dict[int, tuple[list[float | None], list[float | None]]],
-) -> tuple[list[float | None], list[float | None]]:
-    return (
-        [value for x, _ in steps.values() for value in x],
-        [value for _, y in steps.values() for value in y],
-    )
-
-
-def _kept(values: list[float | None]) -> list[float]:
-    return [value for value in values if value is not None]

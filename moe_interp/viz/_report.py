@@ -29,6 +29,15 @@ from moe_interp.viz._theme import (
 from moe_interp.viz._view import write_page
 
 SCHEMA_VERSIONS = (1,)
+# What the page says of an expert that is picked.
+_TOLD = (
+    "effect",
+    "p_adjusted",
+    "selection_frequency",
+    "attribution",
+    "ablation_effect",
+    "selected",
+)
 _NEEDED = ("model", "prompts", "spans", "primary_span", "verdict")
 
 _GENERAL = (
