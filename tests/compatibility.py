@@ -85,7 +85,8 @@ def main() -> None:
             "highest": highest(project),
         }
     )
-    if not all([check(name, pins) for name, pins in runs.items()]):
+    failed = [name for name, pins in runs.items() if not check(name, pins)]
+    if failed:
         sys.exit(1)
 
 
