@@ -30,8 +30,10 @@ def rig(name):
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory):
+def server(request, tmp_path_factory):
     """The server: one that runs already, where NDIF_STATE names its folder, or a new one."""
+    if request.config.getoption("jaxtyping_packages"):
+        pytest.fail("Code that travels must be as users have it, unchecked: use `make ndif`.")
     if running := os.environ.get("NDIF_STATE"):
         yield rig("server").Control(running)
         return
