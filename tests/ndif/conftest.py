@@ -74,7 +74,7 @@ def connect(server, hub_cache):
     """A function that loads a served model without weights."""
 
     def load(model_type, **settings):
-        options = {"timeout": 240.0, "retries": 6, **settings}
+        options = {"timeout": 240.0, "retries": 8, **settings}
         with warnings.catch_warnings():
             # The server has the last nnsight that this NDIF deploys models with.
             warnings.simplefilter("ignore", VersionDifferenceWarning)
