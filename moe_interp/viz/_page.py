@@ -109,6 +109,9 @@ def page(
             "</head>",
             "<body>",
             body,
+            # circuitsvis' bundle tries WebAssembly and does without it; the policy forbids it, and
+            # Firefox would report that as an error.
+            "<script>delete window.WebAssembly;</script>",
             *libraries,
             _data(data, compress=compress),
             f"<script>{script}</script>",

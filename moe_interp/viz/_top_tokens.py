@@ -218,7 +218,9 @@ def _packed(
     within = (around >= 0) & (around < len(owner))
     around = np.clip(around, 0, len(owner) - 1)
     within &= owner[around] == owner[at][:, None]
-    texts, words = np.unique(dataset["token_text"].values[around].astype(str), return_inverse=True)
+    texts, words = np.unique(
+        dataset["token_text"].values[around].astype(object), return_inverse=True
+    )
     # Number 0 stands for no token.
     words = np.where(within, words.reshape(around.shape) + 1, 0)
     rows = np.array([layers.index(layer) for layer in lines["layer"]])

@@ -1,7 +1,6 @@
 """The pages in a real browser, without a network: what is drawn, linked, blocked."""
 
 import pytest
-from playwright.sync_api import sync_playwright
 
 from moe_interp.viz import show_tokens, write_report
 
@@ -10,53 +9,6 @@ COLOURS = (
     "[...document.querySelectorAll('#token-view .colored-tokens span > span')]"
     ".map((token) => getComputedStyle(token).backgroundColor)"
 )
-OWN = ("file:", "data:", "blob:", "about:")
-
-
-@pytest.fixture(scope="module")
-def browser(chromium):
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def opened(browser):
-    """Open a file and record whatever it asks the network for or complains of."""
-    contexts = []
-
-    def open_file(path, **options):
-        context = browser.new_context(offline=True, **options)
-        contexts.append(context)
-        page = context.new_page()
-        # Two busy cores may take a minute to read five megabytes of script.
-        page.set_default_timeout(120_000)
-        page.complaints = []
-
-        def only_files(route):
-            if route.request.url.startswith(OWN):
-                route.continue_()
-            else:
-                page.complaints.append(route.request.url)
-                route.abort()
-
-        context.route("**/*", only_files)
-        page.on("pageerror", lambda error: page.complaints.append(str(error)))
-        page.on("websocket", lambda socket: page.complaints.append(socket.url))
-        page.on(
-            "console",
-            lambda said: page.complaints.append(said.text) if said.type == "error" else None,
-        )
-        page.goto(path.as_uri())
-        page.wait_for_selector("body[data-ready], body[data-failed]")
-        return page
-
-    yield open_file
-    for context in contexts:
-        context.close()
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ def test_a_record_alone_gives_selectors_over_every_layer_and_expert(record):
     assert (view.layers, view.n_experts) == ((1, 2, 4, 5), 16)
     page = view.to_html()
     assert [f'id="{name}"' in page for name in ("s-prompt", "s-layer", "s-expert")] == [True] * 3
-    assert page.count("<script") == 4
+    assert page.count("<script") == 5
 
 
 def test_it_starts_with_the_expert_that_gets_most_weight(record):
@@ -263,3 +263,10 @@ def test_transitions_that_cannot_be_shown_say_why(record):
 def test_the_static_view_of_transitions_is_a_picture(record):
     static = show_transitions(record)._repr_html_().split("<iframe")[0]
     assert "data:image/svg+xml;base64," in static
+
+
+def test_a_record_read_from_disk_has_texts_of_another_kind(record):
+    texts = record.dataset["token_text"].values.astype(np.dtypes.StringDType())
+    stored = record.dataset.assign_coords(token_text=("token", texts))
+    view = show_top_tokens(SimpleNamespace(dataset=stored, n_experts=16), "L4E5", n=2)
+    assert view.to_html() == show_top_tokens(record, "L4E5", n=2).to_html()

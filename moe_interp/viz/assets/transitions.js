@@ -22,7 +22,7 @@ async function draw(data) {
     return step === 255 ? null : step / 254 * data.top;
   };
   const said = (value) => String(Number(value.toPrecision(3))).replace("-", "\u2212");
-  const percent = (value) => `${(100 * value).toFixed(1)}%`;
+  const percent = (value) => `${(100 * value).toFixed(0)}%`;
 
   let turn = Promise.resolve();
   const drawMap = () => (turn = turn.then(drawMapNow));
@@ -104,7 +104,7 @@ async function draw(data) {
     const value = at(pair, from, to);
     const name = `L${data.layers[pair]}E${from}`, next = `L${data.layers[pair + 1]}E${to}`;
     find("about").textContent = value === null ? `No token chose ${name}.`
-      : `${percent(value)} of the ${said(data.count[pair][from])} tokens that chose ${name} chose ` +
+      : `About ${percent(value)} of the ${said(data.count[pair][from])} tokens that chose ${name} chose ` +
         `${next} next; of all tokens ${percent(data.expected[pair][to])} did.`;
   }
 
