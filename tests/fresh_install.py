@@ -1,7 +1,8 @@
 """What a user does: the wheel in an environment of its own, and an audit outside the source tree.
 
 ``python tests/fresh_install.py`` builds the wheel and the sdist, installs the wheel with nothing
-but the ranges of ``pyproject.toml`` (and the constraints file, which chooses a small torch), and runs
+but the ranges of ``pyproject.toml`` (and the constraints file, which chooses a small torch), and
+runs
 the audit of a shipped model in an empty folder. Nothing of the source tree can be imported there.
 """
 
