@@ -33,10 +33,11 @@ suppress_warnings = ["mystnb.unknown_mime_type", "toc.empty_glob"]
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
-autodoc_default_options = {"members": True, "show-inheritance": False}
+autodoc_default_options = {"members": True}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True
 napoleon_attr_annotations = False
 # A single backtick in a docstring is code.
 default_role = "code"
