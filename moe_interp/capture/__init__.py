@@ -8,6 +8,7 @@ from moe_interp.capture._record import RoutingRecord, open_record
 from moe_interp.capture._store import check_free, replace_record
 from moe_interp.capture._stream import check_blocks
 from moe_interp.capture._tokens import check_confounds, slots_changed, token_routing
+from moe_interp.capture._windows import read_inside, sum_by_prompt
 
 __all__ = [
     "QUANTITIES",
@@ -21,9 +22,11 @@ __all__ = [
     "open_job",
     "open_record",
     "plan_batches",
+    "read_inside",
     "record_routing",
     "replace_record",
     "slots_changed",
     "submit_routing",
+    "sum_by_prompt",
     "token_routing",
 ]

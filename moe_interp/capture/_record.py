@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from moe_interp.capture._store import open_dataset, save_dataset
+from moe_interp.capture._windows import count_slots, sum_by_prompt
 from moe_interp.errors import SpanError
 from moe_interp.notebook import Shown
 from moe_interp.prompts import DataCard, Prompt, PromptSet, listed
@@ -170,7 +172,10 @@ class RoutingRecord(Shown):
             positions = np.flatnonzero(positions)
         positions = np.arange(self.n_prompts)[positions]
         owner = self.dataset["prompt_index"].values
-        rows = [np.flatnonzero(owner == position) for position in positions]
+        by_owner = np.argsort(owner, kind="stable")
+        ends = np.cumsum(np.bincount(owner, minlength=self.n_prompts))
+        starts = ends - np.diff(ends, prepend=0)
+        rows = [by_owner[starts[position] : ends[position]] for position in positions]
         new_owner = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
         dataset = self.dataset.isel(prompt=positions, token=np.concatenate(rows))
         dataset = dataset.assign_coords(prompt_index=("token", new_owner.astype(owner.dtype)))
@@ -205,16 +210,10 @@ class RoutingRecord(Shown):
             SpanError: If the span was not recorded, or some prompt has no token in it.
         """
         self.check_every_prompt(span)
-        inside = self.inside(span)
-        index = self.dataset["expert_index"].values[inside].astype(np.int64)
-        n_layers, n_experts = len(self.layers), self.n_experts
-        # Each slot's place in the flattened (prompt, layer, expert).
-        prompt = rearrange(self.dataset["prompt_index"].values[inside], "token -> token 1 1")
-        layer = rearrange(np.arange(n_layers), "layer -> 1 layer 1")
-        place = (prompt.astype(np.int64) * n_layers + layer) * n_experts + index
-        counts = np.bincount(place.ravel(), minlength=self.n_prompts * n_layers * n_experts)
-        shape = (self.n_prompts, n_layers, n_experts)
-        return counts.reshape(shape) / rearrange(self.n_slots(span), "prompt -> prompt 1 1")
+        shape = (len(self.layers), self.n_experts)
+        count = partial(count_slots, n_experts=self.n_experts)
+        counts = sum_by_prompt(self.dataset, ["expert_index"], self.inside(span), count, shape)
+        return counts / rearrange(self.n_slots(span), "prompt -> prompt 1 1")
 
     def profile(self, span: str) -> RoutingProfile:
         """The shares of a span with the design of the prompts, for the statistics.
@@ -323,16 +322,22 @@ class RoutingRecord(Shown):
             )
 
 
-def open_record(path: str | Path) -> RoutingRecord:
-    """Open a record that `RoutingRecord.save` has written.
+def open_record(path: str | Path, *, chunks: str | None = None) -> RoutingRecord:
+    """Open a record that is on disk.
+
+    What is computed of it is read part by part, so that it may be larger than the memory.
 
     Args:
         path: Its folder.
+        chunks: ``"auto"`` opens its arrays as dask's: dask computes shares and scores, on a
+            cluster where one is connected (``dask.distributed.Client``). The numbers are the same.
 
     Returns:
         The record; its arrays are read when they are asked for.
 
     Raises:
-        ResultError: If there is no record there, or one of a version that is not known.
+        ResultError: If there is no record there, it is not whole, is of a version that is not
+            known, or holds what no record holds.
+        ImportError: If `chunks` is given and dask is not installed.
     """
-    return RoutingRecord(open_dataset(Path(path)))
+    return RoutingRecord(open_dataset(Path(path), chunks=chunks))

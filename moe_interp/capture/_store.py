@@ -2,15 +2,26 @@
 
 import shutil
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
+from moe_interp.capture._trust import check_folder
 from moe_interp.errors import ResultError, ResultExistsError
 
 KIND = "moe_interp routing record"
 SCHEMA_VERSION = 1
+#: What every record has, and along which axes.
+_NEEDED = {
+    "expert_index": ("token", "layer", "top_k"),
+    "in_span": ("span", "token"),
+    "layer": ("layer",),
+    "span": ("span",),
+    **dict.fromkeys(("prompt_index", "pos", "token_id", "token_text"), ("token",)),
+    **dict.fromkeys(("text", "topic", "harm", "pair", "wording", "id"), ("prompt",)),
+}
 #: Where a store that is filled block by block keeps its marks.
 FOLDER = ".capture"
 MANIFEST = "capture.json"
@@ -97,23 +108,33 @@ def save_dataset(dataset: xr.Dataset, path: Path, *, force: bool) -> None:
         shutil.move(Path(draft) / "record", path)
 
 
-def open_dataset(path: Path) -> xr.Dataset:
+def open_dataset(path: Path, *, chunks: str | None = None) -> xr.Dataset:
     """Open a record's dataset; arrays are read when they are asked for.
 
     Args:
         path: The folder.
+        chunks: ``"auto"`` for arrays of dask.
 
     Returns:
         The dataset.
 
     Raises:
-        ResultError: If there is no record there, or one of a version that is not known.
+        ResultError: If there is no record there, or one of a version that is not known, or it
+            holds what no record holds.
+        ImportError: If `chunks` is given and dask is not installed.
     """
+    if chunks is not None and find_spec("dask") is None:
+        raise ImportError("`chunks` needs dask. Install it: pip install 'moe-interp[dask]'.")
     advice = "Give a folder that `RoutingRecord.save` or `moe-interp record` has written."
     if not path.is_dir():
         raise ResultError(f"There is no folder {str(path)!r}. {advice}")
     try:
-        dataset = xr.open_dataset(path, engine="zarr", chunks=None, consolidated=True)
+        check_folder(path)
+        dataset = xr.open_dataset(
+            path, engine="zarr", chunks={} if chunks == "auto" else None, consolidated=True
+        )
+    except ResultError:
+        raise
     except Exception as error:
         # Whatever a strange folder makes zarr raise, it is not a record.
         raise ResultError(f"{str(path)!r} cannot be read as a zarr folder. {advice}") from error
@@ -135,7 +156,28 @@ def open_dataset(path: Path) -> xr.Dataset:
             f"{str(path)!r} is a capture that is not whole: {done} of its blocks are there. Ask "
             "for the same capture again to go on with it."
         )
+    _check_structure(dataset, path)
     return without_failed(_with_plain_texts(dataset, only=("prompt", "span")))
+
+
+def _check_structure(dataset: xr.Dataset, path: Path) -> None:
+    """Refuse a record that lacks what every record has, or has it along other axes."""
+    wrong = [
+        name
+        for name, dims in _NEEDED.items()
+        if name not in dataset.variables or dataset[name].dims != dims
+    ]
+    about = dataset.attrs
+    if not isinstance(about.get("model"), dict) or "n_experts" not in about["model"]:
+        wrong.append("model")
+    if not isinstance(about.get("prompts"), dict) or "source" not in about["prompts"]:
+        wrong.append("prompts")
+    if wrong:
+        dataset.close()
+        raise ResultError(
+            f"The record {str(path)!r} is broken: {', '.join(map(repr, wrong))} is missing or has "
+            "other axes. Capture it again."
+        )
 
 
 def without_failed(dataset: xr.Dataset) -> xr.Dataset:

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from moe_interp.capture._chunks import (
 )
 from moe_interp.capture._identity import differences
 from moe_interp.capture._store import FOLDER, MANIFEST
+from moe_interp.capture._trust import check_folder
 from moe_interp.errors import ResultError, ResultExistsError
 from moe_interp.models import Architecture
 from moe_interp.prompts import PromptSet, TokenizedPrompts
@@ -97,6 +99,7 @@ class RecordStore:
                 f"{where} exists already and was left as it is: it is this capture. Pass "
                 "resume=True to go on with it, or choose another `store`."
             )
+        check_folder(self.path)
         return True
 
     def create(
@@ -241,17 +244,26 @@ class RecordStore:
             first, end = self._rows(block)
             if not self.plan.edges(first, end):
                 continue
-            with np.load(self._edges(block), allow_pickle=False) as kept:
-                for key in kept.files:
-                    name, _, begin = key.rpartition("-")
-                    chunk = int(begin) // self.plan.rows
-                    parts = found.setdefault(chunk, {}).setdefault(name, [])
-                    parts.append((int(begin), kept[key]))
+            for key, rows in self._kept(block).items():
+                name, _, begin = key.rpartition("-")
+                chunk = int(begin) // self.plan.rows
+                found.setdefault(chunk, {}).setdefault(name, []).append((int(begin), rows))
             # Rows of chunks that end before the next block begins are complete.
             for chunk in [known for known in found if (known + 1) * self.plan.rows <= end]:
                 self._place_chunk(found.pop(chunk))
         for chunk in list(found):
             self._place_chunk(found.pop(chunk))
+
+    def _kept(self, block: int) -> dict[str, ndarray]:
+        """The rows that a block has kept beside the arrays."""
+        try:
+            with np.load(self._edges(block), allow_pickle=False) as kept:
+                return {key: kept[key] for key in kept.files}
+        except (ValueError, zipfile.BadZipFile) as error:
+            raise ResultError(
+                f"{str(self._edges(block))!r} cannot be read as numbers ({error}). Remove the "
+                "file, and ask for the same capture again."
+            ) from error
 
     def _place_chunk(self, found: Mapping[str, list[tuple[int, ndarray]]]) -> None:
         for name, parts in found.items():
@@ -377,7 +389,8 @@ def check_blocks(path: str | Path) -> None:
         path: Its folder.
 
     Raises:
-        ResultError: If it is no such record, is not whole, or a value has changed.
+        ResultError: If it is no such record, is not whole, holds what no record holds, or a value
+            has changed.
     """
     path = Path(path)
     known = manifest_of(path)
@@ -388,6 +401,7 @@ def check_blocks(path: str | Path) -> None:
     missing = [block for block, mark in enumerate(marks) if not mark.is_file()]
     if missing:
         raise ResultError(f"{str(path)!r} is not whole: block {missing[0]} is missing.")
+    check_folder(path)
     group = zarr.open_group(LocalStore(path), mode="r", zarr_format=2)
     owner = np.asarray(group["prompt_index"][:])
     for block, mark in enumerate(marks):

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from moe_interp.capture._record import RoutingRecord
+from moe_interp.capture._windows import read_inside
 from moe_interp.errors import DesignError
 from moe_interp.stats import ConfoundSensitivity, TokenRouting, confound_sensitivity
 from moe_interp.stats._sensitivity import CONTROLS
@@ -31,7 +32,7 @@ def token_routing(record: RoutingRecord, span: str, *, whole: bool = False) -> T
     present = np.unique(owner[inside])
     chosen = np.isin(owner, present) if whole else inside
     return TokenRouting(
-        expert_index=dataset["expert_index"].values[chosen].astype(np.int64),
+        expert_index=read_inside(dataset, "expert_index", chosen).astype(np.int64),
         n_experts=record.n_experts,
         prompt=np.searchsorted(present, owner[chosen]),
         token_id=dataset["token_id"].values[chosen].astype(np.int64),

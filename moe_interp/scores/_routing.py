@@ -1,16 +1,19 @@
 """Scores that a record of routing gives by itself: how often, and on which prompts."""
 
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
 from einops import rearrange
-from jaxtyping import Float, Num
+from jaxtyping import Float, Int
 from numpy import ndarray
 from scipy import special
 
-from moe_interp.capture import RoutingRecord
+from moe_interp.capture import RoutingRecord, sum_by_prompt
 from moe_interp.errors import DesignError
 from moe_interp.scores._scores import Scores
+
+OfTokens = Callable[[Mapping[str, ndarray], int], Float[ndarray, "token layer expert"]]
 
 
 def selection_frequency(record: RoutingRecord, *, span: str = "prompt") -> Scores:
@@ -51,11 +54,8 @@ def mean_routing_weight(record: RoutingRecord, *, span: str = "prompt") -> Score
         DesignError: If the record has no weights.
         SpanError: If the record has no such span.
     """
-    weights = _of_tokens(record, "routing_weights", span)
-    index = _of_tokens(record, "expert_index", span).astype(np.int64)
-    mass = np.zeros((*weights.shape[:2], record.n_experts))
-    np.put_along_axis(mass, index, weights, axis=-1)
-    return _mean_of_tokens("mean_routing_weight", "weight", mass, record, span)
+    needed = ("routing_weights", "expert_index")
+    return _mean_of_tokens("mean_routing_weight", "weight", needed, _mass, record, span)
 
 
 def mean_router_prob(record: RoutingRecord, *, span: str = "prompt") -> Scores:
@@ -81,9 +81,9 @@ def mean_router_prob(record: RoutingRecord, *, span: str = "prompt") -> Scores:
             f"{record.model['model_class']} scores experts by {function!r}, and a mean probability "
             f"is defined for {', '.join(_SCORE_FUNCTIONS)}. Use mean_routing_weight."
         )
-    logits = _of_tokens(record, "router_logits", span).astype(np.float64)
-    probs = _SCORE_FUNCTIONS[function](logits)
-    return _mean_of_tokens("mean_router_prob", "probability", probs, record, span)
+    probs = partial(_probs, function=function)
+    needed = ("router_logits",)
+    return _mean_of_tokens("mean_router_prob", "probability", needed, probs, record, span)
 
 
 _SCORE_FUNCTIONS = {
@@ -92,26 +92,54 @@ _SCORE_FUNCTIONS = {
 }
 
 
-def _of_tokens(record: RoutingRecord, quantity: str, span: str) -> Num[ndarray, "token layer _"]:
-    if quantity not in record.dataset:
-        raise DesignError(
-            f"This record has no `{quantity}`. Capture it with "
-            f"record_routing(..., quantities=[..., {quantity!r}])."
-        )
-    return record.dataset[quantity].values[record.inside(span)]
+def _mass(values: Mapping[str, ndarray], n_experts: int) -> Float[ndarray, "token layer expert"]:
+    """The weight of every expert on every token, 0 where it was not chosen."""
+    weights, index = values["routing_weights"], values["expert_index"].astype(np.int64)
+    mass = np.zeros((*weights.shape[:2], n_experts))
+    np.put_along_axis(mass, index, weights, axis=-1)
+    return mass
+
+
+def _probs(
+    values: Mapping[str, ndarray], n_experts: int, *, function: str
+) -> Float[ndarray, "token layer expert"]:
+    return _SCORE_FUNCTIONS[function](values["router_logits"].astype(np.float64))
+
+
+def _summed(
+    values: Mapping[str, ndarray],
+    owner: Int[ndarray, " token"],
+    n_prompts: int,
+    *,
+    of_tokens: OfTokens,
+    n_experts: int,
+) -> Float[ndarray, "prompt layer expert"]:
+    """The sum over the tokens of each prompt."""
+    found = of_tokens(values, n_experts)
+    total = np.zeros((n_prompts, *found.shape[1:]))
+    np.add.at(total, owner, found)
+    return total
 
 
 def _mean_of_tokens(
     name: str,
     unit: str,
-    values: Float[ndarray, "token layer expert"],
+    needed: Sequence[str],
+    of_tokens: OfTokens,
     record: RoutingRecord,
     span: str,
 ) -> Scores:
+    """The mean of a function of tokens, read part by part."""
+    missing = [quantity for quantity in needed if quantity not in record.dataset]
+    if missing:
+        raise DesignError(
+            f"This record has no `{missing[0]}`. Capture it with "
+            f"record_routing(..., quantities=[..., {missing[0]!r}])."
+        )
     record.check_every_prompt(span)
-    owner = record.dataset["prompt_index"].values[record.inside(span)]
-    total = np.zeros((record.n_prompts, *values.shape[1:]))
-    np.add.at(total, owner, values)
+    summed = partial(_summed, of_tokens=of_tokens, n_experts=record.n_experts)
+    shape = (len(record.layers), record.n_experts)
+    total = sum_by_prompt(record.dataset, needed, record.inside(span), summed, shape)
     n_tokens = rearrange(record.n_slots(span) / record.top_k, "prompt -> prompt 1 1")
     return Scores.of_array(name, unit, total / n_tokens, layers=record.layers)
 
