@@ -52,12 +52,12 @@ ndif: $(VENV)/.dev
 	PYTHON=$(BIN)/python bash tests/ndif/rig/install.sh .ndif/venv
 	$(BIN)/pytest -o addopts="--strict-markers --import-mode=importlib" -m ndif tests/ndif
 
-# The report is tested in a real browser. Debian's package is installed where that is allowed.
+# The report is tested in real browsers. Debian's packages are installed where that is allowed.
 browser:
-	@command -v chromium >/dev/null || { \
-	  echo "chromium is missing: installing Debian's package"; \
-	  apt-get update -qq && apt-get install -y -qq chromium fonts-dejavu-core; } || \
-	  echo "no chromium: the browser tests will be skipped, or fail where CI is set"
+	@{ command -v chromium && command -v firefox-esr; } >/dev/null || { \
+	  echo "a browser is missing: installing Debian's packages"; \
+	  apt-get update -qq && apt-get install -y -qq chromium firefox-esr fonts-dejavu-core; } || \
+	  echo "no chromium or firefox: their tests will be skipped, or fail where CI is set"
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -53,7 +53,7 @@ def main() -> None:
         )
         page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
         page.set_default_timeout(120_000)
-        taken(page, place / "report.html", "report", "#experts", 1000)
+        taken(page, place / "report.html", "report", "#experts", 600)
         taken(page, place / "top.html", "top_tokens", "main", 560)
         taken(page, place / "transitions.html", "transitions", "main", 900)
         browser.close()
