@@ -4,8 +4,9 @@ Two of them. `jackknife_error` takes units as drawn from one population. Where t
 many units each cell of topic and harm has, leaving one out also changes the balance of cells,
 which is no part of the error: the replicates of a `Jackknife` are compared within *strata*, units
 with prompts in the same cells (Jones 1974, "Jackknife estimation of functions of stratum means").
-Its factor :math:`(n_h - 1) / n_h` is left out, as in the HC3 errors of regression (MacKinnon and
-White 1985): strata are small, and with it intervals cover too seldom.
+Where there are several strata, its factor :math:`(n_h - 1) / n_h` is left out, as in the HC3 errors
+of regression (MacKinnon and White 1985): strata are small, and with it intervals cover too seldom.
+With one stratum both errors are the same.
 """
 
 from dataclasses import dataclass
@@ -62,7 +63,8 @@ class Jackknife:
             own = self.stratum == stratum
             off = (values[own] - values[own].mean(axis=0)) ** 2 / (parts[own] - 1)
             square = square + off.sum(axis=0) / (own.sum() - 1)
-        return np.asarray(np.sqrt(square))
+        factor = 1.0 if self.stratum.any() else (self.n_groups - 1) / self.n_groups
+        return np.asarray(np.sqrt(factor * square))
 
     def reach(self, level: float = 0.975) -> float:
         """Number of standard errors to a quantile of Student's t; infinite for a single group.

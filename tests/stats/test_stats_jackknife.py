@@ -83,6 +83,16 @@ def test_units_are_compared_with_those_in_the_same_cells():
     assert of_unit[0] != of_unit[3]
 
 
+def test_with_one_stratum_it_is_the_jackknife_of_one_population(rng):
+    unit = np.repeat(np.arange(7), 4)
+    topic, harm = np.tile([0, 0, 1, 1], 7), np.tile([1.0, -1.0], 14)
+    jackknife = make_jackknife(unit, topic, harm)
+    replicates = rng.normal(size=(7, 3))
+    found = jackknife.error(rng.normal(size=3), replicates)
+    assert np.allclose(found, jackknife_error(replicates))
+    assert jackknife.reach() == interval_factor(7)
+
+
 @pytest.mark.parametrize(
     ("sizes", "together"), [([1, 5, 8, 4], (0, 2)), ([1, 5, 1, 4], (0, 2)), ([1, 1, 1, 1], (0, 3))]
 )

@@ -94,7 +94,7 @@ def test_interval_is_the_jackknife_with_students_t(simulate, rng):
     shares = routing_shares(profile_under(simulate, "wording_pair", rng))
     replicates = shares.replicates["topic"][:, -1]
     # Each wording is in every cell, so that there is one stratum.
-    error = np.sqrt(((replicates - replicates.mean()) ** 2).sum())
+    error = np.sqrt(7 / 8 * ((replicates - replicates.mean()) ** 2).sum())
     share, low, high = shares.pooled("topic")
     # 2.3646 is the 97.5 % quantile of Student's t with 7 degrees of freedom.
     assert np.allclose([share - low, high - share], 2.364624 * error)
