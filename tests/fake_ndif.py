@@ -60,9 +60,9 @@ class FakeNDIF:
 
     Args:
         script: What to do with each job, the last entry with all further ones: "run", "ok",
-            "url" (the result lies elsewhere), "drop" (the connection breaks), "end" (it is
-            ended as the protocol says), "silent" (nothing comes), a number (the HTTP status of the submission), or a text (the description of an
-            ERROR).
+            "url" (the result lies elsewhere), "drop" (the connection breaks), "end" (it is ended
+            as the protocol says), "silent" (nothing comes), a number (the HTTP status of the
+            submission), or a text (the description of an ERROR).
         values: What a job that goes well sends back.
         facts: What GET paths answer: JSON, bytes, or an HTTP status.
         worker: The process that runs jobs.
