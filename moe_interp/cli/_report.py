@@ -60,8 +60,6 @@ def report(
 
 def _read(folder: Path) -> tuple[dict[str, Any], Any]:
     """Read what an audit wrote, with its record, or what a study wrote."""
-    from moe_interp.audit import read_audit
-
     path = folder / _RESULTS
     if path.is_file():
         try:
@@ -70,5 +68,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], Any]:
             raise ResultError(f"{str(path)!r} is not JSON: {error}.") from None
         if isinstance(found, dict) and "study" in found:
             return found, None
+    from moe_interp.audit import read_audit
+
     audit = read_audit(folder)
     return audit.to_dict(), audit.record
