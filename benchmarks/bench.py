@@ -122,7 +122,7 @@ def permutations(device: str) -> list[Row]:
 
 def memory(device: str) -> list[Row]:
     """Memory of a capture at 1,000 and 10,000 prompts, and of reading a record."""
-    facts = json.loads(script("memory.py", "--bound", 96, seconds=800).splitlines()[-1])
+    facts = json.loads(script("memory.py", "--bound", 256, seconds=800).splitlines()[-1])
     few, many = (case["rss_mib"] for case in facts["capture"]["cases"].values())
     larger = facts["larger"]
     return [
