@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_models
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from moe_interp.capture import open_record
@@ -99,12 +99,13 @@ def test_a_record_survives_the_disk(model, fields, seed, half):
 
 
 @CHEAP
-@given(fields=prompt_fields())
-def test_prompts_survive_their_files(fields):
+@given(fields=prompt_fields(), kind=st.sampled_from(["csv", "jsonl"]))
+@example(fields=[{"text": "a\rb"}], kind="csv")
+def test_prompts_survive_their_files(fields, kind):
     prompts = prompts_of(fields)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "a.jsonl"
-        prompts.to_jsonl(path)
+        path = Path(folder) / f"a.{kind}"
+        getattr(prompts, f"to_{kind}")(path)
         texts = [prompt.text for prompt in prompts]
         if len(set(texts)) == len(texts):
             assert load_prompts(path) == prompts

@@ -88,8 +88,8 @@ def load_model(
         UnsupportedVersionError: If nnsight or transformers is of a release that was not tested.
         FileNotFoundError: If there is no such model, or no tokenizer beside it.
         RemoteRunError: If the server does not run the self-check.
-        ValueError: If a loaded model comes without a tokenizer, or what is asked for is no
-            business of a server's client.
+        ValueError: If a loaded model comes without a tokenizer, there is no such device or format,
+            or what is asked for is no business of a server's client.
         TypeError: If `source` is something else.
     """
     check_versions()
@@ -109,6 +109,7 @@ def load_model(
             f"{type(source).__name__!r}. A compiled or wrapped model hides what its layers "
             "compute: give the model itself."
         )
+    device, dtype = _device(device), _dtype(dtype)
     name = str(source)
     place = _organism_folder(name) if name.startswith(_ORGANISM) else name
     remote = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -125,7 +126,7 @@ def load_model(
     given = {key: value for key, value in options.items() if value is not None}
     model = loader.from_pretrained(place, **remote, **given).eval()
     if device != "auto":
-        model = model.to(_device(device))
+        model = model.to(device)
     return _wrap(model, tokenizer, name, check, _card(place))
 
 
@@ -291,9 +292,31 @@ def _refuse_several(model_type: str) -> None:
 
 
 def _device(device: str | torch.device | None) -> str | torch.device:
-    if device is not None:
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "auto":
+        return "auto"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        # The first line says what is wrong; those after it are torch's advice on debugging.
+        raise ValueError(
+            f"`device` must be one that torch has here, such as 'cpu' or 'cuda:0', or 'auto'; got "
+            f"{str(device)!r}: {str(error).splitlines()[0]}"
+        ) from error
+    return device
+
+
+def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype | None:
+    if dtype is None or dtype == "auto":
+        return dtype
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(
+            f"`dtype` must be a floating-point format such as 'float32', 'bfloat16' or 'float16', "
+            f"or 'auto' for the checkpoint's own; got {str(dtype)!r}."
+        )
+    return found
 
 
 def _card(place: str) -> dict[str, object] | None:

@@ -38,7 +38,14 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], *, force: bool) -> 
     """
     rows = list(rows)
     table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
+    # Readers end a row at a carriage return too, but writers need not put it in quotes.
+    returns = any("\r" in str(value) for row in rows for value in row.values())
+    writer = csv.DictWriter(
+        table,
+        fieldnames=list(rows[0]),
+        lineterminator="\n",
+        quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL,
+    )
     writer.writeheader()
     writer.writerows(rows)
     _write(path, table.getvalue(), force=force)

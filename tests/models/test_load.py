@@ -185,3 +185,18 @@ def test_a_release_that_was_not_tested_is_refused(installed):
 
 def test_releases_within_the_range_pass():
     check_versions({"nnsight": "0.8.12", "transformers": "5.23.3"})
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"dtype": "float7"}, "such as 'float32', 'bfloat16' or 'float16', or 'auto'"),
+        ({"dtype": "int8"}, "`dtype` must be a floating-point format .* got 'int8'"),
+        ({"dtype": torch.int64}, "got 'torch.int64'"),
+        ({"device": "abacus"}, "`device` must be one that torch has here, .* got 'abacus': "),
+        ({"device": "cuda:99"}, "got 'cuda:99'"),
+    ],
+)
+def test_what_torch_does_not_have_is_refused_before_anything_is_read(options, said):
+    with pytest.raises(ValueError, match=said):
+        load_model("there-is-no/such-model", **options)

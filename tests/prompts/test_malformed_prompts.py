@@ -54,7 +54,7 @@ FILES = [
     ("a.json", b"[]", "holds no prompts"),
     ("a.json", b"nul", "not valid JSON"),
     ("a.csv.gz", b"not packed", "cannot be read"),
-    ("a.csv.gz", gzip.compress(b"text\na\n")[:-6], "cannot be read"),
+    ("a.csv.gz", gzip.compress(b"text\na\n", mtime=0)[:-6], "cannot be read"),
     ("a.jsonl.xz", b"\xfd7zXZ\x00broken", "cannot be read"),
     ("a.parquet", b"PAR1 and no more", "a.parquet"),
     ("a.pkl", b"cos\nsystem\n(S'touch executed'\ntR.", "nor a file that ends in"),
