@@ -93,3 +93,4 @@ class Firefox:
         self.socket.close()
         self.process.terminate()
         self.process.wait(30)
+        self.process.stderr.close()

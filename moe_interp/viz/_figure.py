@@ -117,11 +117,11 @@ def plain_figure_data(figure: Any) -> dict[str, Any]:  # noqa: ANN401  A plotly 
     return rounded(figure.to_plotly_json())
 
 
-def rounded(value: Any) -> Any:  # noqa: ANN401
+def rounded(value: Any, digits: int = 6) -> Any:  # noqa: ANN401
     """Round numbers to six digits: more than a figure shows, and a third of the bytes."""
     if isinstance(value, Mapping):
-        return {str(key): rounded(inner) for key, inner in value.items()}
+        return {str(key): rounded(inner, digits) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [rounded(inner) for inner in value]
+        return [rounded(inner, digits) for inner in value]
     value = finite(value)
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value

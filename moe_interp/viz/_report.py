@@ -216,8 +216,10 @@ def _data(results: Mapping[str, Any], record: Recorded | None) -> dict[str, Any]
             if span in shown
         },
         "map": _map(results),
+        # In words below the map, where four digits are enough.
         "experts": {
-            f"L{row['layer']}E{row['expert']}": rounded(row) for row in results.get("experts") or []
+            f"L{row['layer']}E{row['expert']}": rounded(row, digits=4)
+            for row in results.get("experts") or []
         },
         "tokens": pack_tokens(record.dataset) if record is not None else None,
         "n_experts": results["model"].get("n_experts"),

@@ -51,16 +51,16 @@ def test_an_effect_goes_under_the_control_that_explains_it_and_under_no_other(ca
 @pytest.mark.long
 @pytest.mark.parametrize("design", ["within_topic", "pair"])
 def test_controls_reject_no_more_than_they_should_if_harm_does_nothing(design):
-    n_runs, rejected = 200, dict.fromkeys(CONFOUNDS, 0)
+    n_runs, rejected = 100, dict.fromkeys(CONFOUNDS, 0)
     world = {"by_word": 0.8, "by_place": 0.8, "by_length": 0.4, "n_pairs": 8, "n_topics": 3}
     for seed in range(n_runs):
         found = run(np.random.default_rng([seed, 11]), design, n_resamples=99, **world)
         for control in CONFOUNDS:
             rejected[control] += found[control].p_harm <= 0.05
-    # Two tests with Bonferroni reject in 4 to 5 %. At 5 % more than 19 of 200 happen once in 300
-    # runs, fewer than 2 once in 2,000. What words could explain is given to words: conservative.
-    assert all(count <= 19 for count in rejected.values()), rejected
-    assert all(count >= 2 for name, count in rejected.items() if name != "lexical"), rejected
+    # Two tests with Bonferroni reject in 4 to 5 %. At 5 % more than 12 of 100 happen once in 700
+    # runs, none once in 170. What words could explain is given to words: conservative.
+    assert all(count <= 12 for count in rejected.values()), rejected
+    assert all(count >= 1 for name, count in rejected.items() if name != "lexical"), rejected
 
 
 def random_choices(rng, tokens, n_draws, score):
