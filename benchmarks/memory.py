@@ -22,7 +22,7 @@ import numpy as np
 
 _MIB = 2**20
 SIZES = {"layer": 16, "expert": 64, "top_k": 8}
-_PROMPT_TOKENS = 100
+_PROMPT_TOKENS = 200
 
 
 def rss() -> float:
@@ -74,7 +74,10 @@ def write_large(store: Path, n_mib: int) -> None:
     known = {
         "layer": (("layer",), np.arange(n_layers)),
         "span": (("span",), np.array(["user"], dtype=object)),
-        "in_span": (("span", "token"), (np.arange(n_tokens) % _PROMPT_TOKENS < 90)[None]),
+        "in_span": (
+            ("span", "token"),
+            (np.arange(n_tokens) % _PROMPT_TOKENS < _PROMPT_TOKENS - 10)[None],
+        ),
         "prompt_index": (("token",), owner),
         "pos": (("token",), (np.arange(n_tokens) % _PROMPT_TOKENS).astype(np.int32)),
         "token_id": (("token",), (np.arange(n_tokens) % 977).astype(np.int32)),

@@ -44,11 +44,11 @@ def test_what_needs_weights_is_refused(cached):
 
 
 def test_random_routers_are_named_by_their_source_alone(cached):
-    from moe_interp.capture._capture import _random_routers
+    from moe_interp.capture._routers import draw_routers
     from moe_interp.models._traced_record import drawn_routers
 
     model = load_model("tiny/mixtral", remote=NOWHERE, check=False)
-    given = _random_routers(model, 3, np.random.default_rng(5))
+    given = draw_routers(model, 3, np.random.default_rng(5))
     rng = np.random.default_rng(5)
     for layer in model.moe:
         assert set(given[layer]) == {"state", "shape"}
