@@ -75,7 +75,8 @@ def plot_paths(
     colours = [FACTORS["topic"]["colour"], FACTORS["harm"]["colour"]]
     for panel, chosen in enumerate(groups.values(), start=1):
         _draw(figure, first[chosen], panel, n_ways, widest, colours[panel - 1])
-        figure.update_yaxes(plain_axis("expert", rangemode="tozero"), row=panel, col=1)
+        inside = [-0.5, record.n_experts - 0.5]
+        figure.update_yaxes(plain_axis("expert", range=inside), row=panel, col=1)
         last = panel == len(groups)
         figure.update_xaxes(
             plain_axis(
