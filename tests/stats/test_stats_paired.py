@@ -124,6 +124,37 @@ def test_chunks_change_nothing(rng, monkeypatch):
     assert np.array_equal(whole, p_values())
 
 
+@pytest.mark.parametrize("kind", ["any", "frequencies", "rare experts", "one expert", "copies"])
+def test_counts_are_those_of_double_precision(rng, kind, monkeypatch):
+    differences = rng.normal(size=(37, 60))
+    if kind == "frequencies":
+        differences = rng.integers(-3, 4, size=(37, 60)) / 10
+    if kind == "rare experts":
+        differences[:, ::2] = 0
+        differences[rng.integers(37, size=30), np.arange(0, 60, 2)] = 0.3
+    if kind == "one expert":
+        differences = differences[:, :1]
+    if kind == "copies":
+        differences = np.repeat(differences[:, :1], 60, axis=1)
+    found = paired_permutation_test(
+        differences, np.zeros_like(differences), n_resamples=3000, rng=np.random.default_rng(5)
+    )
+    signs = 1 - 2 * np.random.default_rng(5).integers(0, 2, size=(3000, 37), dtype=np.int8)
+    scaled = differences / np.sqrt((differences**2).sum(axis=0))
+    null, observed = np.abs(signs @ scaled), np.abs(scaled.sum(axis=0))
+    reached = (null >= observed - 1e-9).sum(axis=0)
+    assert np.array_equal(found.p_value, (1 + reached) / 3001)
+    largest = (null.max(axis=1)[:, None] >= observed - 1e-9).sum(axis=0)
+    assert np.array_equal(found.p_adjusted, (1 + largest) / 3001)
+    # What is computed again in small pieces is the same.
+    monkeypatch.setattr("moe_interp.stats._paired._CHUNK_NUMBERS", 37 * 60 * 4)
+    again = paired_permutation_test(
+        differences, np.zeros_like(differences), n_resamples=3000, rng=np.random.default_rng(5)
+    )
+    assert np.array_equal(again.p_value, found.p_value)
+    assert np.array_equal(again.p_adjusted, found.p_adjusted)
+
+
 def test_result_is_safe_for_json(rng):
     found = paired_permutation_test(np.ones((3, 2)), np.zeros((3, 2)), n_resamples=9, rng=rng)
     json.dumps(found.to_dict(), allow_nan=False)
