@@ -122,7 +122,7 @@ def contributions(moe: MoEModel, batch: dict[str, torch.Tensor]) -> dict[str, Ca
 
     def read() -> None:
         with torch.no_grad(), moe.trace(batch, logits_to_keep=1):
-            nnsight.save([layer.expert_contributions for layer in layers])
+            nnsight.save([layer.read("expert_contributions") for layer in layers])
 
     def recomputed() -> None:
         seen: list[tuple] = []

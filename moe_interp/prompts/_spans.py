@@ -12,6 +12,7 @@ from moe_interp.errors import SpanError
 from moe_interp.prompts._align import Alignment, align_tokens
 from moe_interp.prompts._chat import Rendered
 from moe_interp.prompts._prompt import listed
+from moe_interp.prompts._tokens import AT_ONCE
 
 SPANS = ("prompt", "user", "last", "after_divergence", "identical_tokens", "response")
 DEFAULT_SPANS = SPANS[:3]
@@ -111,8 +112,14 @@ def user_tokens(
     # space has a place too.
     located = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
     located.post_processor = None
-    encodings = located.encode_batch(list(rendered.texts), add_special_tokens=False)
-    found = []
+    texts, found = list(rendered.texts), []
+    encodings = (
+        encoding
+        for first in range(0, len(texts), AT_ONCE)
+        for encoding in located.encode_batch(
+            texts[first : first + AT_ONCE], add_special_tokens=False
+        )
+    )
     for encoding, ids, (start, end) in zip(encodings, token_ids, rendered.user_spans, strict=True):
         offsets = np.array(encoding.offsets).reshape(-1, 2)
         inside = np.maximum(offsets[:, 0], start) < np.minimum(offsets[:, 1], end)

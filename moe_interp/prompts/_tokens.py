@@ -7,6 +7,8 @@ from moe_interp.prompts._chat import Rendered
 
 TokenIds = tuple[tuple[int, ...], ...]
 Added = tuple[tuple[bool, ...], ...]
+#: Texts that a tokenizer gets at once; what it holds of each is larger than its tokens.
+AT_ONCE = 1024
 
 
 def token_ids_of(
@@ -22,22 +24,23 @@ def token_ids_of(
     Returns:
         The token ids of each text, and which of them are specials that the tokenizer added.
     """
-    tokens = tokenizer(
-        list(rendered.texts),
-        add_special_tokens=not rendered.has_template,
-        return_special_tokens_mask=True,
-        return_attention_mask=False,
-        padding=False,
-        truncation=False,
-        verbose=False,
-    )
     all_ids, all_added = [], []
-    for ids, mask in zip(tokens["input_ids"], tokens["special_tokens_mask"], strict=True):
-        added = [bool(flag) and not rendered.has_template for flag in mask]
-        # A text that was rendered before it came here brings its own first token.
-        keep = [not (added[n] and _repeats_neighbour(ids, added, n)) for n in range(len(ids))]
-        all_ids.append(tuple(i for i, kept in zip(ids, keep, strict=True) if kept))
-        all_added.append(tuple(a for a, kept in zip(added, keep, strict=True) if kept))
+    for first in range(0, len(rendered.texts), AT_ONCE):
+        tokens = tokenizer(
+            list(rendered.texts[first : first + AT_ONCE]),
+            add_special_tokens=not rendered.has_template,
+            return_special_tokens_mask=True,
+            return_attention_mask=False,
+            padding=False,
+            truncation=False,
+            verbose=False,
+        )
+        for ids, mask in zip(tokens["input_ids"], tokens["special_tokens_mask"], strict=True):
+            added = [bool(flag) and not rendered.has_template for flag in mask]
+            # A text that was rendered before it came here brings its own first token.
+            keep = [not (added[n] and _repeats_neighbour(ids, added, n)) for n in range(len(ids))]
+            all_ids.append(tuple(i for i, kept in zip(ids, keep, strict=True) if kept))
+            all_added.append(tuple(a for a, kept in zip(added, keep, strict=True) if kept))
     return tuple(all_ids), tuple(all_added)
 
 

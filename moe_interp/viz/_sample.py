@@ -113,13 +113,15 @@ def pack_tokens(
     """
     owner = np.asarray(dataset["prompt_index"].values)
     taken = dataset[["expert_index", "routing_weights"]].transpose("token", "layer", "top_k")
-    index, numbers = taken["expert_index"].values, taken["routing_weights"].values
-    if values is not None:
-        index, numbers = _largest(index, values)
-    n_layers, width = index.shape[1:]
-    wide = int(index.max(initial=0)) > 255
+    n_layers, width = taken.sizes["layer"], taken.sizes["top_k"]
+    known = taken["expert_index"]
+    n_experts = 1 + (int(known.max()) if known.size and known.dtype != np.uint8 else 255)
+    if values is not None and values.shape[-1] != width:
+        n_experts, width = values.shape[-1], min(values.shape[-1], MAX_KEPT)
+    wide = n_experts > 256
     room = MAX_BYTES // (n_layers * width * (3 if wide else 2))
     chosen: list[np.ndarray] = []
+    token_text = dataset["token_text"]
     shown: list[dict[str, Any]] = []
     for prompt in sample_prompts(dataset, most=most) if prompts is None else prompts:
         tokens = np.flatnonzero(owner == prompt)
@@ -130,15 +132,20 @@ def pack_tokens(
             break
         room -= len(tokens)
         chosen.append(tokens)
-        texts = [safe_token(str(text)) for text in dataset["token_text"].values[tokens]]
+        texts = [safe_token(str(text)) for text in token_text[tokens].values]
         shown.append(_about(dataset, prompt) | {"tokens": texts, "cut": bool(cut)})
     rows = np.concatenate(chosen) if chosen else np.zeros(0, dtype=int)
-    steps, scale = _steps(numbers[rows], signed=values is not None, bound=bound)
+    # A record may be larger than memory: nothing is read but what is shown.
+    taken = taken.isel(token=rows)
+    index, numbers = taken["expert_index"].values, taken["routing_weights"].values
+    if values is not None:
+        index, numbers = _largest(index, values[rows])
+    steps, scale = _steps(numbers, signed=values is not None, bound=bound)
     return {
         "prompts": shown,
         "layers": [int(layer) for layer in dataset["layer"].values],
         "top_k": width,
-        "index": to_base64(index[rows].astype("<u2" if wide else "uint8")),
+        "index": to_base64(index.astype("<u2" if wide else "uint8")),
         "index_bytes": 2 if wide else 1,
         "weights": to_base64(steps),
         "scale": scale,

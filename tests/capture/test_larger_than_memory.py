@@ -150,5 +150,5 @@ def test_without_dask_it_is_told_how_to_get_it(folder, monkeypatch):
 @pytest.mark.long
 def test_memory_stays_under_the_bound_on_a_record_four_times_larger(tmp_path):
     """The script fails if the bound does not hold; the record is made and read in its processes."""
-    command = [sys.executable, SCRIPT, "--bound", "256", "--folder", tmp_path, "--only", "larger"]
+    command = [sys.executable, SCRIPT, "--bound", "192", "--folder", tmp_path, "--only", "larger"]
     subprocess.run(list(map(str, command)), check=True, timeout=400)
