@@ -52,7 +52,8 @@ def capture(device: str) -> list[Row]:
             script("capture.py", "--device", device, "--shape", shape, "--json", place)
             facts = json.loads(place.read_text("utf-8"))
         found += [{**one, "name": f"{shape}: {one['name']}"} for one in facts["rows"]]
-        found.append({"name": "TransformerLens", "left_out": facts["left_out"]})
+        if facts["left_out"]:
+            found.append({"name": "TransformerLens", "left_out": facts["left_out"]})
     return found
 
 

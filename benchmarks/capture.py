@@ -16,6 +16,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -168,11 +169,41 @@ def paired(
     return {"ratio": float(middle), "low": float(low), "high": float(high)}
 
 
-def transformer_lens() -> str:
-    """Why TransformerLens is not in the table, or nothing if it can be."""
-    if find_spec("transformer_lens") is None:
-        return "TransformerLens is not installed here; docs/scale.md says why"
-    return "its bridge does not build the random model from a configuration"
+def transformer_lens(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    batches: list[dict[str, torch.Tensor]],
+    folder: Path,
+) -> dict[str, Callable[[], object]]:
+    """The routers' outputs by TransformerLens's bridge, on a copy of the model: it changes it."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    folder.mkdir()
+    own = deepcopy(model)
+    own.config.architectures = [type(own).__name__]
+    own.config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    bridge = TransformerBridge.boot_transformers(
+        str(folder),
+        hf_model=own,
+        tokenizer=tokenizer,
+        device=model.device,
+        dtype=model.dtype,
+    )
+
+    def cached() -> None:
+        for batch in batches:
+            with torch.no_grad():
+                bridge.run_with_cache(
+                    batch["input_ids"],
+                    attention_mask=batch["attention_mask"],
+                    logits_to_keep=1,
+                    names_filter=lambda name: name.endswith(
+                        ("gate.hook_expert_weights", "gate.hook_expert_indices")
+                    ),
+                )
+
+    return {"TransformerLens: run_with_cache of the routers": cached}
 
 
 def main() -> None:
@@ -214,6 +245,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         timed = {"a plain forward again (noise)": forward(batches)}
         timed |= cases(moe, batches, texts, given.batch, Path(folder))
+        left_out = None
+        if find_spec("transformer_lens") is None:
+            left_out = "it is not installed here (pip install transformer-lens)"
+        else:
+            timed |= transformer_lens(model, tokenizer, batches, Path(folder) / "lens")
         for name, case in timed.items():
             found = paired(forward(batches), case, given.rounds, clock)
             aim = goal if name == "record_routing, in memory" else None
@@ -224,7 +260,7 @@ def main() -> None:
     facts = {
         "shape": given.shape, "device": given.device, "rounds": given.rounds,
         "prompts": given.prompts, "tokens": given.tokens, "batch": given.batch,
-        "load": os.getloadavg()[0], "left_out": transformer_lens(), "rows": rows,
+        "load": os.getloadavg()[0], "left_out": left_out, "rows": rows,
     }  # fmt: skip
     for row in rows:
         spread = f"{row['low']:.2f}-{row['high']:.2f}"

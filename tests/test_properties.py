@@ -17,6 +17,7 @@ from moe_interp.errors import PromptError
 from moe_interp.experts import Expert, ExpertSet
 from moe_interp.models import load_model
 from moe_interp.prompts import Prompt, PromptSet, load_prompts, tokenize
+from moe_interp.prompts._spans import pair_spans
 
 CHEAP = settings(
     max_examples=20,
@@ -190,6 +191,42 @@ def test_spans_hold_no_padding_whatever_the_batch(model, fields, left, data):
     assert (batch.spans["last"].sum(dim=1) == 1).all()
     part = tokens.part(0, len(prompts))
     assert part.token_ids == tokens.token_ids
+
+
+@CHEAP
+@given(fields=prompt_fields(text=WORDS))
+def test_members_of_a_pair_have_the_same_tokens_in_what_they_share(model, fields):
+    prompts = prompts_of(fields)
+    ids = tokenize(model.tokenizer, prompts, spans=("prompt",)).token_ids
+    found = pair_spans(ids, prompts.pair_positions)
+    paired = {n for pair in prompts.pair_positions for n in pair}
+    for name, span in found.items():
+        assert not any(span[n].any() for n in range(len(prompts)) if n not in paired), name
+    for one, other in prompts.pair_positions:
+        ends = [found["after_divergence"][n] for n in (one, other)]
+        both = [found["identical_tokens"][n] for n in (one, other)]
+        for masks in (ends, both):
+            texts = [np.array(ids[n])[mask] for n, mask in zip((one, other), masks, strict=True)]
+            assert np.array_equal(*texts)
+        n_end, start = int(ends[0].sum()), first_difference(ids[one], ids[other])
+        for end, same, n in zip(ends, both, (one, other), strict=True):
+            # An end is an end, is part of what is the same, and comes after where they part.
+            assert end[len(end) - n_end :].all()
+            assert not (end & ~same).any()
+            assert not same[:start].any()
+            assert len(ids[n]) - n_end >= start
+        # The end is as long as can be: the tokens before it differ, or the start is reached.
+        before = [len(ids[n]) - n_end - 1 for n in (one, other)]
+        if min(before) >= start:
+            assert ids[one][before[0]] != ids[other][before[1]]
+
+
+def first_difference(one, other):
+    """How many tokens two prompts begin with that are the same."""
+    return next(
+        (n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b),
+        min(len(one), len(other)),
+    )
 
 
 @CHEAP
