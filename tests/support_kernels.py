@@ -1,7 +1,7 @@
 """What runs the experts besides transformers' own code, and whether it is read: for the page.
 
-A row names the tests of `tests/models/test_models_kernels.py` that hold it, and a test looks that
-they are there. Rows without a test say how it was found out.
+A row names the tests of `tests/models/test_models_kernels.py`, or `_devices.py`, that hold it, and
+a test looks that they are there. Rows without a test say how it was found out.
 """
 
 from dataclasses import dataclass
@@ -148,7 +148,11 @@ KERNELS = (
         "read",
         "its hooks replace nothing",
         TESTED,
-        ("test_hooks_of_accelerate_are_no_replacement",),
+        (
+            "test_hooks_of_accelerate_are_no_replacement",
+            "test_hooks_of_accelerate_itself_are_passed_through",
+            "test_a_model_spread_over_devices_records_the_same",
+        ),
     ),
     Kernel(
         "tensor or expert parallelism (`tp_plan`, `distributed_config`)",
@@ -158,6 +162,7 @@ KERNELS = (
         (
             "test_parts_spread_over_processes_are_refused",
             "test_experts_split_over_processes_are_refused",
+            "test_a_model_that_transformers_splits_over_two_processes_is_refused",
         ),
     ),
     Kernel(

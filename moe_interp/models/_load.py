@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -67,8 +68,8 @@ def load_model(
         tokenizer: The tokenizer; needed for a loaded model, read from `source` otherwise.
         check: Whether to run the self-check, a few tiny forwards that prove that what is read is
             what the model computes.
-        device: Where to put the model; ``"auto"`` spreads it over the devices there are. A GPU
-            if there is one, by default. A loaded model stays where it is.
+        device: Where to put the model; ``"auto"`` spreads it over the devices there are, which
+            needs accelerate. A GPU if there is one, by default. A loaded model stays where it is.
         dtype: Floating-point format; the checkpoint's own by default, float32 for organisms.
         attn_implementation: As in transformers.
         experts_implementation: As in transformers: ``"eager"``, ``"batched_mm"``, ``"grouped_mm"``.
@@ -87,6 +88,7 @@ def load_model(
         RoutingMismatchError: If the self-check finds that they are not.
         UnsupportedVersionError: If nnsight or transformers is of a release that was not tested.
         FileNotFoundError: If there is no such model, or no tokenizer beside it.
+        ImportError: If `device` is ``"auto"`` and accelerate is not installed.
         RemoteRunError: If the server does not run the self-check.
         ValueError: If a loaded model comes without a tokenizer, there is no such device or format,
             or what is asked for is no business of a server's client.
@@ -295,6 +297,10 @@ def _device(device: str | torch.device | None) -> str | torch.device:
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device == "auto":
+        if find_spec("accelerate") is None:
+            raise ImportError(
+                "`device='auto'` needs accelerate. Install it: pip install 'moe-interp[devices]'."
+            )
         return "auto"
     try:
         torch.empty(0, device=device)

@@ -88,7 +88,9 @@ def test_the_page_states_the_tolerances_of_the_conformance_tests():
 
 
 def test_each_claim_about_a_kernel_names_tests_that_exist():
-    tests = (TESTS / "models" / "test_models_kernels.py").read_text()
+    tests = "".join(
+        (TESTS / "models" / f"test_models_{part}.py").read_text() for part in ("kernels", "devices")
+    )
     for kernel in KERNELS:
         assert bool(kernel.tests) != (kernel.evidence in (ONCE, SOURCE)), kernel.what
         for name in kernel.tests:
