@@ -68,8 +68,8 @@ def record_routing(
             appends the prompts' responses. `tokenize` defines them.
         batch_size: Prompts in a batch, or ``"auto"``: by number of tokens.
         padding_side: ``"right"`` or ``"left"``.
-        store: A folder to write the record to, block by block: memory does not grow with the
-            number of prompts. Asked for again after it was stopped, however that was, the capture
+        store: A folder to write the record to, block by block: of all prompts only their tokens
+            are kept in memory. Asked for again after it was stopped, however that was, the capture
             goes on where it stood.
         resume: Whether to go on with what `store` holds of this capture.
         shard: ``(i, n)``: which of n processes this is, from 0, where several fill one `store`;

@@ -25,6 +25,8 @@ def token_ids_of(
         The token ids of each text, and which of them are specials that the tokenizer added.
     """
     all_ids, all_added = [], []
+    # A number is an object of its own in each text that has it; one of them is enough.
+    one: dict[int, int] = {}
     for first in range(0, len(rendered.texts), AT_ONCE):
         tokens = tokenizer(
             list(rendered.texts[first : first + AT_ONCE]),
@@ -39,7 +41,9 @@ def token_ids_of(
             added = [bool(flag) and not rendered.has_template for flag in mask]
             # A text that was rendered before it came here brings its own first token.
             keep = [not (added[n] and _repeats_neighbour(ids, added, n)) for n in range(len(ids))]
-            all_ids.append(tuple(i for i, kept in zip(ids, keep, strict=True) if kept))
+            all_ids.append(
+                tuple(one.setdefault(i, i) for i, kept in zip(ids, keep, strict=True) if kept)
+            )
             all_added.append(tuple(a for a, kept in zip(added, keep, strict=True) if kept))
     return tuple(all_ids), tuple(all_added)
 
