@@ -189,15 +189,21 @@ def _marks(
             {"symbol": "x-thin", "size": 8, "line": {"width": 2.2, "color": INK}},
         ),
     )
-    return [
-        go.Scatter(
-            x=[row["expert"] for row in chosen],
-            y=[place[row["layer"]] for row in chosen if row["layer"] in place],
-            mode="markers",
-            marker=marker | {"color": INK},
-            name=name,
-            hoverinfo="skip",
-        )
-        for name, chosen, marker in kinds
-        if chosen
-    ]
+    traces = []
+    for name, chosen, marker in kinds:
+        if not chosen:
+            continue
+        places = {
+            "x": [row["expert"] for row in chosen if row["layer"] in place],
+            "y": [place[row["layer"]] for row in chosen if row["layer"] in place],
+            "mode": "markers",
+            "name": name,
+            "hoverinfo": "skip",
+        }
+        if marker["symbol"] != "circle":
+            # A ring or a cross is a line: on dark cells it needs a light one beneath.
+            line = {"width": marker["line"]["width"] + 2.6, "color": "#ffffff"}
+            below = marker | {"line": line, "color": "#ffffff"}
+            traces.append(go.Scatter(**places, marker=below, showlegend=False))
+        traces.append(go.Scatter(**places, marker=marker | {"color": INK}))
+    return traces

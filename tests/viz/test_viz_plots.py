@@ -62,6 +62,20 @@ def test_marks_show_significance_selection_and_planted_experts(results):
     }
 
 
+def test_rings_and_crosses_have_a_light_line_beneath_so_that_dark_cells_show_them(results):
+    figure = plot_experts(results, truth=["L5E3"])
+    marks = [trace for trace in figure.data if trace.type == "scatter"]
+    assert [(mark.name, mark.showlegend) for mark in marks] == [
+        ("adjusted p < 0.05", None), ("selected", False), ("selected", None),
+        ("planted", False), ("planted", None),
+    ]  # fmt: skip
+    for below, mark in zip(marks[1::2], marks[2::2], strict=True):
+        assert (below.x, below.y, below.marker.symbol) == (mark.x, mark.y, mark.marker.symbol)
+        assert below.marker.color == "#ffffff"
+        assert mark.marker.color != "#ffffff"
+        assert below.marker.line.width > mark.marker.line.width
+
+
 def test_a_table_of_experts_is_understood():
     table = pd.DataFrame({"layer": [3, 3], "expert": [0, 1], "attribution": [0.5, -1.0]})
     assert plot_experts(table, quantity="attribution").data[0].zmax == 1.0
