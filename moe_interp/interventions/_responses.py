@@ -3,22 +3,12 @@
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from moe_interp.errors import PromptError
-from moe_interp.interventions._intervention import Batch
-from moe_interp.interventions._plan import edit_table
-from moe_interp.interventions._rows import (
-    Recipe,
-    check_recipes,
-    forward_arguments,
-    planned_batches,
-    spans_needed,
-)
+from moe_interp.interventions._losses import span_losses
+from moe_interp.interventions._rows import Recipe, check_recipes, spans_needed
 from moe_interp.models import MoEModel
-from moe_interp.models._traced_edits import apply_edits
-from moe_interp.models._traced_loss import inside_loss
 from moe_interp.prompts import PromptSet, TokenizedPrompts, listed, tokenize
 
 
@@ -48,29 +38,14 @@ def response_losses(
     """
     check_recipes(model, recipes)
     tokenized = with_responses(model, prompts, spans_needed(recipes))
-    losses = np.full((len(recipes), len(prompts)), np.nan)
-    root = model.nnsight
-    for rows in planned_batches(tokenized.lengths, len(recipes), batch_size):
-        recipe, prompt = np.divmod(rows, len(prompts))
-        encoded = tokenized.batch(prompt.tolist())
-        batch = Batch(model, prompt, encoded.spans)
-        groups = [(np.flatnonzero(recipe == n), recipes[n]) for n in np.unique(recipe)]
-        edits = edit_table(batch, groups, "prefill")
-        layers = [model.moe[layer] for layer in sorted(edits)]
-        inputs, _ = forward_arguments(model, encoded)
-        token_ids, inside = encoded.input_ids, encoded.spans["response"]
-        with torch.no_grad(), root.trace(inputs, backend=model.backend()):
-            apply_edits(layers, edits)
-            found = inside_loss(root.output.logits, token_ids, inside).save()
-        losses[recipe, prompt] = found.double().cpu().numpy()
-    if np.isnan(losses).any():
-        n, place = (int(i) for i in np.argwhere(np.isnan(losses))[0])
-        raise ValueError(
-            f"The loss of the response to {prompts.ids[place]!r} under "
-            f"{list(recipes[n]) or 'no intervention'} is not a number (NaN). Check the model's "
-            "weights and dtype; half precision may overflow."
-        )
-    return losses
+    return span_losses(
+        model,
+        tokenized,
+        recipes,
+        "response",
+        batch_size=batch_size,
+        called=lambda prompt: f"the response to {prompts.ids[prompt]!r}",
+    )
 
 
 def with_responses(

@@ -1,23 +1,15 @@
 """How well a model foretells plain texts under interventions: the loss that perplexity is of."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from moe_interp.errors import PromptError
-from moe_interp.interventions._intervention import Batch
-from moe_interp.interventions._plan import edit_table
-from moe_interp.interventions._rows import (
-    Recipe,
-    check_recipes,
-    forward_arguments,
-    planned_batches,
-)
+from moe_interp.interventions._losses import span_losses
+from moe_interp.interventions._rows import Recipe, check_recipes
 from moe_interp.models import MoEModel
-from moe_interp.models._traced_edits import apply_edits
-from moe_interp.models._traced_loss import text_loss
 from moe_interp.prompts import tokenize
 
 
@@ -59,26 +51,13 @@ def text_losses(
             f"{short[0]!r} has a single token, and nothing in it is foretold. Give texts of at "
             "least two tokens."
         )
-    losses = np.full((len(recipes), len(texts)), np.nan)
-    root = model.nnsight
-    for rows in planned_batches(tokenized.lengths, len(recipes), batch_size):
-        recipe, text = np.divmod(rows, len(texts))
-        encoded = tokenized.batch(text.tolist())
-        batch = Batch(model, text, encoded.spans)
-        groups = [(np.flatnonzero(recipe == n), recipes[n]) for n in np.unique(recipe)]
-        edits = edit_table(batch, groups, "prefill")
-        layers = [model.moe[layer] for layer in sorted(edits)]
-        inputs, _ = forward_arguments(model, encoded)
-        token_ids, real = encoded.input_ids, encoded.attention_mask
-        with torch.no_grad(), root.trace(inputs, backend=model.backend()):
-            apply_edits(layers, edits)
-            found = text_loss(root.output.logits, token_ids, real).save()
-        losses[recipe, text] = found.double().cpu().numpy()
-    if np.isnan(losses).any():
-        n, place = (int(i) for i in np.argwhere(np.isnan(losses))[0])
-        raise ValueError(
-            f"The loss of the text {texts[place]!r} under {list(recipes[n]) or 'no intervention'} "
-            "is not a number (NaN). Check the model's weights and dtype; half precision may "
-            "overflow."
-        )
-    return losses
+    foretold = tuple(np.arange(n) > 0 for n in tokenized.lengths)
+    tokenized = replace(tokenized, spans={**tokenized.spans, "foretold": foretold})
+    return span_losses(
+        model,
+        tokenized,
+        recipes,
+        "foretold",
+        batch_size=batch_size,
+        called=lambda text: f"the text {texts[text]!r}",
+    )
