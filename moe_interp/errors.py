@@ -1,5 +1,8 @@
 """The errors a caller may want to catch; every message says what was given, needed, and to do."""
 
+from collections.abc import Iterable
+from pathlib import Path
+
 
 class MoEInterpError(Exception):
     """Base of every error that moe_interp raises on purpose beyond Python's own kinds."""
@@ -39,6 +42,32 @@ class DesignError(MoEInterpError, ValueError):
 
 class ResultExistsError(MoEInterpError, FileExistsError):
     """The place to write to already holds a result."""
+
+    @classmethod
+    def unless_free(
+        cls, folder: str | Path, names: Iterable[str], *, what: str, force: bool
+    ) -> None:
+        """Refuse a folder that already holds files of a result, before any time is spent.
+
+        Args:
+            folder: Where a result is to be written.
+            names: The files of a result.
+            what: What is to be written, for the message.
+            force: Whether an older result may be replaced.
+
+        Raises:
+            ResultExistsError: If one of them stands there and `force` is not set, or the folder
+                is a file.
+        """
+        folder = Path(folder)
+        if folder.exists() and not folder.is_dir():
+            raise cls(f"{str(folder)!r} is a file; {what} needs a folder to write to.")
+        standing = [name for name in names if (folder / name).exists()]
+        if standing and not force:
+            raise cls(
+                f"{str(folder)!r} already holds a result ({', '.join(standing)}). "
+                "Choose another folder, or pass --force (force=True) to replace it."
+            )
 
 
 class ResultError(MoEInterpError, ValueError):

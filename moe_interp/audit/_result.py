@@ -80,15 +80,7 @@ def check_output(folder: str | Path, *, force: bool = False) -> None:
     Raises:
         ResultExistsError: If the folder holds a result and `force` is not set, or if it is a file.
     """
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise ResultExistsError(f"{str(folder)!r} is a file; an audit needs a folder to write to.")
-    standing = [name for name in _FILES if (folder / name).exists()]
-    if standing and not force:
-        raise ResultExistsError(
-            f"{str(folder)!r} already holds a result ({', '.join(standing)}). "
-            "Choose another folder, or pass --force (force=True) to replace it."
-        )
+    ResultExistsError.unless_free(folder, _FILES, what="an audit", force=force)
 
 
 def read_audit(folder: str | Path) -> AuditResult:

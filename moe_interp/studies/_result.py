@@ -187,15 +187,7 @@ def check_folder(folder: str | Path, *, force: bool = False) -> None:
     Raises:
         ResultExistsError: If the folder holds a result and `force` is not set, or if it is a file.
     """
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise ResultExistsError(f"{str(folder)!r} is a file; a study needs a folder to write to.")
-    standing = [name for name in (_RESULTS, _REPORT) if (folder / name).exists()]
-    if standing and not force:
-        raise ResultExistsError(
-            f"{str(folder)!r} already holds a result ({', '.join(standing)}). "
-            "Choose another folder, or pass --force (force=True) to replace it."
-        )
+    ResultExistsError.unless_free(folder, (_RESULTS, _REPORT), what="a study", force=force)
 
 
 def about_model(model: MoEModel) -> dict[str, Any]:
