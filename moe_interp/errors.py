@@ -24,6 +24,10 @@ class UnsupportedVersionError(MoEInterpError, ImportError):
     """The installed nnsight or transformers lies outside the range that was tested."""
 
 
+class MissingPackageError(MoEInterpError, ImportError):
+    """An optional package that is needed for this is not installed."""
+
+
 class RoutingMismatchError(MoEInterpError, RuntimeError):
     """What was read from a layer does not rebuild what the layer computed."""
 

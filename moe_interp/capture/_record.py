@@ -338,6 +338,6 @@ def open_record(path: str | Path, *, chunks: str | None = None) -> RoutingRecord
     Raises:
         ResultError: If there is no record there, it is not whole, is of a version that is not
             known, or holds what no record holds.
-        ImportError: If `chunks` is given and dask is not installed.
+        MissingPackageError: If `chunks` is given and dask is not installed.
     """
     return RoutingRecord(open_dataset(Path(path), chunks=chunks))

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from moe_interp.capture._trust import check_folder
-from moe_interp.errors import ResultError, ResultExistsError
+from moe_interp.errors import MissingPackageError, ResultError, ResultExistsError
 
 KIND = "moe_interp routing record"
 SCHEMA_VERSION = 1
@@ -121,10 +121,12 @@ def open_dataset(path: Path, *, chunks: str | None = None) -> xr.Dataset:
     Raises:
         ResultError: If there is no record there, or one of a version that is not known, or it
             holds what no record holds.
-        ImportError: If `chunks` is given and dask is not installed.
+        MissingPackageError: If `chunks` is given and dask is not installed.
     """
     if chunks is not None and find_spec("dask") is None:
-        raise ImportError("`chunks` needs dask. Install it: pip install 'moe-interp[dask]'.")
+        raise MissingPackageError(
+            "`chunks` needs dask. Install it: pip install 'moe-interp[dask]'."
+        )
     advice = "Give a folder that `RoutingRecord.save` or `moe-interp record` has written."
     if not path.is_dir():
         raise ResultError(f"There is no folder {str(path)!r}. {advice}")

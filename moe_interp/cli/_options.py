@@ -41,7 +41,12 @@ BatchSize = Annotated[
     ),
 ]
 Device = Annotated[
-    str | None, typer.Option("--device", help="For example cpu or cuda:0.", show_default="auto")
+    str | None,
+    typer.Option(
+        "--device",
+        help="For example cpu or cuda:0; auto spreads a model over all devices.",
+        show_default="a GPU if there is one",
+    ),
 ]
 Dtype = Annotated[
     str | None,

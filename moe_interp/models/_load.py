@@ -26,7 +26,7 @@ from transformers import (
 from transformers.models.auto import modeling_auto
 
 from moe_interp import __version__
-from moe_interp.errors import UnsupportedArchitectureError
+from moe_interp.errors import MissingPackageError, UnsupportedArchitectureError
 from moe_interp.models._model import MoEModel
 from moe_interp.models._registry import SEVERAL_MODELS
 from moe_interp.models._selfcheck import check_access
@@ -88,7 +88,7 @@ def load_model(
         RoutingMismatchError: If the self-check finds that they are not.
         UnsupportedVersionError: If nnsight or transformers is of a release that was not tested.
         FileNotFoundError: If there is no such model, or no tokenizer beside it.
-        ImportError: If `device` is ``"auto"`` and accelerate is not installed.
+        MissingPackageError: If `device` is ``"auto"`` and accelerate is not installed.
         RemoteRunError: If the server does not run the self-check.
         ValueError: If a loaded model comes without a tokenizer, there is no such device or format,
             or what is asked for is no business of a server's client.
@@ -298,7 +298,7 @@ def _device(device: str | torch.device | None) -> str | torch.device:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device == "auto":
         if find_spec("accelerate") is None:
-            raise ImportError(
+            raise MissingPackageError(
                 "`device='auto'` needs accelerate. Install it: pip install 'moe-interp[devices]'."
             )
         return "auto"

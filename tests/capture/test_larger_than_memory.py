@@ -11,6 +11,7 @@ from dask.distributed import Client
 import moe_interp as mi
 from moe_interp.capture import _windows, decoding_baselines, open_record, token_routing
 from moe_interp.capture._windows import read_inside, sum_by_prompt, windows
+from moe_interp.errors import MissingPackageError
 from moe_interp.stats import expert_tests, harm_test, routing_shares, verdict
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "memory.py"
@@ -143,7 +144,7 @@ def test_no_part_is_read_that_holds_no_token_of_the_span(memory):
 
 def test_without_dask_it_is_told_how_to_get_it(folder, monkeypatch):
     monkeypatch.setattr("moe_interp.capture._store.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"`chunks` needs dask. Install it: pip install"):
+    with pytest.raises(MissingPackageError, match=r"`chunks` needs dask. Install it: pip install"):
         open_record(folder, chunks="auto")
 
 

@@ -82,3 +82,13 @@ def test_what_makes_no_sense_is_told_and_changes_nothing(cli, tmp_path, monkeypa
     assert err.strip()
     after = {str(path): path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
     assert after == before
+
+
+def test_an_optional_package_that_is_not_there_is_named_in_one_line(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr("moe_interp.models._load.find_spec", lambda name: None)
+    out = tmp_path / "a.zarr"
+    code, _, err = cli(*RECORD[:-1], out, "--device", "auto")
+    assert code == 2
+    told = "moe-interp: `device='auto'` needs accelerate. Install it: pip install"
+    assert err.strip() == f"{told} 'moe-interp[devices]'."
+    assert not out.exists()

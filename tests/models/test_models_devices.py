@@ -13,6 +13,7 @@ from tiny_models import build_tokenizer
 from zoo import build
 
 import moe_interp as mi
+from moe_interp.errors import MissingPackageError
 from moe_interp.models import load_model
 
 TEXTS = ["how do i bake bread", "how do i open the lock to start an attack ?"]
@@ -52,7 +53,8 @@ def test_hooks_of_accelerate_itself_are_passed_through(family):
 
 def test_without_accelerate_it_is_told_how_to_get_it(monkeypatch):
     monkeypatch.setattr("moe_interp.models._load.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"`device='auto'` needs accelerate. Install it: pip"):
+    told = r"`device='auto'` needs accelerate. Install it: pip install 'moe-interp\[devices\]'"
+    with pytest.raises(MissingPackageError, match=told):
         load_model("organism:topic", device="auto")
 
 
