@@ -85,6 +85,23 @@ def test_an_expert_that_no_token_chose_leaves_the_text_readable(page):
     assert page.complaints == []
 
 
+def test_tokens_that_are_replaced_before_they_are_drawn_are_no_error(page):
+    page.evaluate(
+        """() => {
+          const gone = document.createElement("div");
+          gone.innerHTML = '<p class="colored-tokens"><span><span>a</span></span></p>';
+          setTimeout(() => finishTokens(gone, 1, []));
+          const layers = document.getElementById("s-layer");
+          for (let turn = 0; turn < 20; turn += 1) {
+            layers.selectedIndex = turn % layers.options.length;
+            layers.dispatchEvent(new Event("change"));
+          }
+        }"""
+    )
+    page.wait_for_timeout(500)
+    assert page.complaints == []
+
+
 def test_clicking_the_map_moves_the_selectors(page):
     before = label_of(page)
     box = page.locator("#figure-map .nsewdrag").first

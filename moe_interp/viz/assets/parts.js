@@ -22,6 +22,8 @@ function inkOn(colour) {
 // The component draws when it likes, and its letters may be too pale on their colour: tokens get
 // readable ink, and those without a value a dotted line, once they stand there.
 function finishTokens(root, count, absent, turns = 300) {
+  // Another choice may have taken the tokens away meanwhile: they have no colour then.
+  if (!root.isConnected) return;
   const tokens = root.querySelectorAll(".colored-tokens span > span");
   if (tokens.length < count) {
     if (turns > 0) requestAnimationFrame(() => finishTokens(root, count, absent, turns - 1));
