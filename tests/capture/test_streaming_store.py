@@ -131,6 +131,18 @@ def test_a_store_knows_what_it_was_made_of(model, many, whole):
     assert known["versions"]["torch"] == torch.__version__
 
 
+def test_a_store_knows_which_revision_it_was_made_of(model, many, whole, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(model.nnsight, "revision", "v2", raising=False)
+        with pytest.raises(ResultExistsError, match=r"revision .* there, 'v2' now"):
+            capture(model, many, whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(model.config, "_commit_hash", "0a1b", raising=False)
+        with pytest.raises(ResultExistsError, match=r"commit None there, '0a1b' now"):
+            capture(model, many, whole)
+    assert capture(model, many, whole).n_prompts == 40
+
+
 def test_asking_again_runs_nothing_and_changes_nothing(model, many, whole, monkeypatch):
     before = files(whole)
     monkeypatch.setattr(_run, "run_batch", None)
@@ -251,7 +263,13 @@ def test_what_is_lost_or_cut_is_done_again(model, many, whole, tmp_path):
     inner = sorted(path for path in store.glob("router_logits/*.0.0"))
     inner[0].unlink()
     inner[-1].write_bytes(b"")
-    next(store.glob(".capture/*.npz")).unlink()
+    capture(model, many, store, shard=(0, 2))
+    assert files(store) == files(tmp_path / "b.zarr")
+    # Rows that wait for their neighbours are lost alone.
+    waiting = sorted(store.glob(".capture/*.npz"))
+    assert waiting
+    for path in waiting:
+        path.unlink()
     capture(model, many, store, shard=(0, 2))
     assert files(store) == files(tmp_path / "b.zarr")
 
