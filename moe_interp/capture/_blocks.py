@@ -15,7 +15,7 @@ from numpy import ndarray
 
 #: Batches in a block, and the tokens and bytes that it may have.
 BATCHES_PER_BLOCK = 8
-_BLOCK_TOKENS = 8 * 4096
+_BLOCK_TOKENS = 4 * 4096
 _BLOCK_BYTES = 64 * 2**20
 _CHUNK_BYTES = 4 * 2**20
 _CHUNK_TOKENS = (16, 4096)

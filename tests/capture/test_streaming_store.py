@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -295,6 +296,20 @@ def test_a_torn_chunk_is_not_read_as_numbers(whole, model, many, tmp_path):
     chunk.write_bytes(content)
     with pytest.raises(ResultError, match=r"cannot be read.*Capture it again"):
         check_blocks(store)
+
+
+def test_a_file_is_replaced_in_one_step(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    path.write_text("old")
+
+    def refused(*paths):
+        raise OSError("no")
+
+    monkeypatch.setattr(Path, "replace", refused)
+    with pytest.raises(OSError, match="no"):
+        _chunks.write_whole(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_shard_that_is_none_is_refused(model, many, tmp_path):
