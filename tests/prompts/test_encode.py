@@ -132,6 +132,18 @@ def test_a_batch_takes_prompts_in_the_order_asked_for(byte_level):
     assert batch.attention_mask.sum(dim=1).tolist() == tokenized.lengths[[2, 0]].tolist()
 
 
+def test_a_tokenizer_that_gets_few_texts_at_once_gives_the_same(tokenizer, monkeypatch):
+    texts = [" ".join(["how do i bake bread today"] * n) for n in range(1, 9)]
+    whole = tokenize(tokenizer, texts)
+    for module in ("_tokens", "_spans"):
+        monkeypatch.setattr(f"moe_interp.prompts.{module}.AT_ONCE", 3)
+    parts = tokenize(tokenizer, texts)
+    assert parts.token_ids == whole.token_ids
+    assert parts.token_text == whole.token_text
+    for name, span in whole.spans.items():
+        assert all(map(np.array_equal, parts.spans[name], span)), name
+
+
 def test_token_text_keeps_the_blank_before_a_word(tokenizer):
     text = tokenize(tokenizer, TEXTS).token_text[0]
     assert {"bread", " bread", "b", " b"} & set(text)
