@@ -92,7 +92,7 @@ def write_large(store: Path, n_mib: int) -> None:
             4096 if dim == "token" else n for dim, n in zip(dims, values.shape, strict=True)
         )
         create_array(group, name, dims, values.shape, chunks, kind)
-        write_rows(group[name], 0, 0, values)
+        write_rows(group, name, 0, 0, values)
     recorded = {
         "expert_index": (top_k, np.uint8, "top_k"),
         "routing_weights": (top_k, np.float32, "top_k"),
@@ -106,10 +106,10 @@ def write_large(store: Path, n_mib: int) -> None:
         n = min(4096, n_tokens - low)
         logits = rng.standard_normal((n, n_layers, n_experts), dtype=np.float32)
         index = np.argpartition(logits, -top_k, axis=-1)[..., -top_k:]
-        write_rows(group["router_logits"], 0, low, logits)
-        write_rows(group["expert_index"], 0, low, index.astype(np.uint8))
+        write_rows(group, "router_logits", 0, low, logits)
+        write_rows(group, "expert_index", 0, low, index.astype(np.uint8))
         chosen = np.take_along_axis(logits, index, axis=-1)
-        write_rows(group["routing_weights"], 0, low, np.sort(np.exp(chosen))[..., ::-1])
+        write_rows(group, "routing_weights", 0, low, np.sort(np.exp(chosen))[..., ::-1])
     coordinates = [name for name in known if name not in ("layer", "span", "in_span")]
     about = {
         "kind": KIND,

@@ -52,19 +52,22 @@ def create_array(
     )
 
 
-def write_rows(array: zarr.Array, axis: int, first: int, values: ndarray) -> None:
+def write_rows(group: zarr.Group, name: str, axis: int, first: int, values: ndarray) -> None:
     """Write values to their place along one axis, in full along the others.
 
     Args:
-        array: The array.
+        group: Where the array is.
+        name: Its name.
         axis: The axis.
         first: Where on it they begin.
         values: The values.
     """
+    # An array keeps the setting that it was opened under.
+    with zarr.config.set(_WRITE_ALL):
+        array = group[name]
     place = [slice(None)] * array.ndim
     place[axis] = slice(first, first + values.shape[axis])
-    with zarr.config.set(_WRITE_ALL):
-        array[tuple(place)] = values
+    array[tuple(place)] = values
 
 
 def read_rows(array: zarr.Array, axis: int, first: int, end: int) -> ndarray:

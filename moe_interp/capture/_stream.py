@@ -191,10 +191,10 @@ class RecordStore:
             values = arrays[name]
             axis, low, high = self._place(name, block, (start, stop))
             if "token" not in DIMS[name]:
-                write_rows(self._array(name), axis, low, values)
+                write_rows(self._opened(), name, axis, low, values)
                 continue
             if low < high:
-                write_rows(self._array(name), 0, low, values[low - first : high - first])
+                write_rows(self._opened(), name, 0, low, values[low - first : high - first])
             for begin, until in self.plan.edges(first, end):
                 edges[f"{name}-{begin}"] = values[begin - first : until - first]
         if edges:
@@ -269,7 +269,7 @@ class RecordStore:
         for name, parts in found.items():
             parts.sort(key=lambda part: part[0])
             rows = np.concatenate([rows for _, rows in parts])
-            write_rows(self._array(name), 0, parts[0][0], rows)
+            write_rows(self._opened(), name, 0, parts[0][0], rows)
 
     def _clean(self) -> None:
         """Take away what only a store that is being filled needs."""
@@ -291,7 +291,7 @@ class RecordStore:
         for name, (dims, values) in constant.items():
             kind = str if values.dtype == object else values.dtype
             create_array(group, name, dims, values.shape, values.shape, kind)
-            write_rows(group[name], 0, 0, values)
+            write_rows(group, name, 0, 0, values)
         ends, held, first = self.tokens.ends, {}, 0
         for low in range(0, self.plan.n_prompts, _AT_ONCE):
             high = min(low + _AT_ONCE, self.plan.n_prompts)
@@ -307,7 +307,7 @@ class RecordStore:
                 whole = stop if high == self.plan.n_prompts else stop // rows * rows
                 here, later = np.split(kept, [max(0, whole - first)], axis=axis)
                 if here.shape[axis]:
-                    write_rows(group[name], axis, first, here)
+                    write_rows(group, name, axis, first, here)
                 held[name] = later
             first = max(first, whole)
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ import zarr
 
 from moe_interp.capture import _chunks, _fill, _run, _session, _stream, open_record, record_routing
 from moe_interp.capture._blocks import BlockPlan, checked_shard
+from moe_interp.capture._identity import tokens_digest
 from moe_interp.capture._stream import check_blocks
 from moe_interp.errors import PromptError, ResultError, ResultExistsError, StoreFullError
-from moe_interp.prompts import Prompt, PromptSet
+from moe_interp.prompts import Prompt, PromptSet, tokenize
 
 RECORDED = (
     *("expert_index", "routing_weights", "router_logits", "router_probs"),
@@ -130,6 +132,31 @@ def test_a_store_knows_what_it_was_made_of(model, many, whole):
     assert known["spans"] == ["user", "prompt", "last"]
     assert len(known["tokenizer"]) == len(known["weights"]) == 16
     assert known["versions"]["torch"] == torch.__version__
+
+
+def test_a_store_knows_its_tokens_and_where_the_spans_lie(model, many, whole):
+    known = json.loads((whole / ".capture/capture.json").read_text())["identity"]
+    tokens = tokenize(model.tokenizer, many, spans=("user", "prompt", "last"))
+    assert known["tokens"] == tokens_digest(tokens)
+    ids, user = tokens.token_ids, tokens.spans["user"]
+    others = (
+        ((*ids[:-1], (*ids[-1][:-1], ids[-1][-1] + 1)), user),
+        # The same tokens and spans in a row, cut elsewhere between two prompts.
+        (((*ids[0], ids[1][0]), ids[1][1:], *ids[2:]), user),
+        (ids, (~user[0], *user[1:])),
+    )
+    for token_ids, span in others:
+        changed = replace(tokens, token_ids=token_ids, spans={**tokens.spans, "user": span})
+        assert tokens_digest(changed) != known["tokens"]
+
+
+def test_a_chunk_of_zeros_is_written_so_that_a_missing_one_was_lost(tmp_path):
+    group = zarr.create_group(tmp_path / "a.zarr", zarr_format=2)
+    _chunks.create_array(group, "index", ("token",), (8,), (4,), np.uint8)
+    _chunks.write_rows(group, "index", 0, 0, np.zeros(8, dtype=np.uint8))
+    files = _chunks.chunk_files(group["index"], 0, 0, 8)
+    assert files == ["0", "1"]
+    assert all(_chunks.is_whole(tmp_path / "a.zarr" / "index" / name) for name in files)
 
 
 def test_a_store_knows_which_revision_it_was_made_of(model, many, whole, monkeypatch):
