@@ -156,7 +156,8 @@ class _Null:
     """
 
     def __init__(self, scaled: Float[ndarray, "pair expert"]) -> None:
-        self._scaled, self._rows = scaled, np.ascontiguousarray(scaled.T)
+        # An expert's numbers stand together, so that a few of them are read in one piece.
+        self._rows = np.ascontiguousarray(scaled.T)
         self._single = scaled.astype(np.float32)
         self.statistic = scaled.sum(axis=0)
         size = np.abs(self.statistic)
@@ -196,15 +197,15 @@ class _Null:
         counts = np.bincount(expert, minlength=len(self.reached))
         many = np.flatnonzero(counts > _MANY * len(signs))
         if len(many):
-            columns = np.abs(signs.astype(np.float64) @ self._scaled[:, many])
+            columns = np.abs(signs.astype(np.float64) @ self._rows[many].T)
             own = np.isin(expert, many)
             place = np.searchsorted(many, expert[own])
             yield draw[own], expert[own], columns[draw[own], place]
             draw, expert = draw[~own], expert[~own]
-        rows, size = self._rows, max(1, _CHUNK_NUMBERS // signs.shape[1])
+        size = max(1, _CHUNK_NUMBERS // signs.shape[1])
         for start in range(0, len(draw), size):
             some = slice(start, start + size)
-            exact = np.einsum("ep,ep->e", signs[draw[some]], rows[expert[some]])
+            exact = np.einsum("ep,ep->e", signs[draw[some]], self._rows[expert[some]])
             yield draw[some], expert[some], np.abs(exact)
 
 
