@@ -30,9 +30,12 @@ from moe_interp.remote import Server
 
 KIND = "moe_interp capture job"
 _LOOK_SECONDS = 1.0
-#: A part of which nothing has come for so long is asked for again: servers may forget jobs, and one
-#: of which they do not know has been forgotten sooner than one that they say is under way.
-SILENCE_SECONDS = {"unknown": 120.0, "waiting": 3600.0}
+#: A part of which nothing has come for so long is asked for again, by what the server says of it.
+#: Servers may forget jobs, and may say for ever that a job is queued which has long ended: NDIF
+#: writes places in the queue and results beside each other, under one name.
+PATIENCE_SECONDS = {"unknown": 120.0, "queued": 120.0, "running": 3600.0}
+#: So long after a job that was sent later has come back, one is not queued any more.
+OVERTAKEN_SECONDS = 60.0
 
 
 def jobs_folder() -> Path:
@@ -78,7 +81,7 @@ class CaptureJob(Shown):
     @property
     def n_done(self) -> int:
         """How many of them have come back."""
-        return sum(self._file(part).is_file() for part in range(self.n_parts))
+        return self.n_parts - len(self._awaited())
 
     @property
     def prompts(self) -> PromptSet:
@@ -107,17 +110,16 @@ class CaptureJob(Shown):
         Raises:
             RemoteRunError: If the server ends a part for a fault that trying again cannot mend.
         """
-        tokens = self._tokens(model)
-        for part, chosen in enumerate(parts_of(self.asked["batches"])):
-            if self._file(part).is_file():
-                continue
-            sent = self.asked["parts"][part]
-            state, found = ("lost", None) if sent is None else model.backend().state_of(sent["job"])
-            if state == "done":
-                self._keep(part, found["packed"])
-            elif state == "lost" or time.time() - sent["asked"] > SILENCE_SECONDS[state]:
-                self._ask(model, tokens, part, chosen)
-        return self.n_parts - self.n_done
+        states = {part: self._look(model, part) for part in self._awaited()}
+        queued = [part for part, state in states.items() if state == "queued"]
+        last = max(queued, key=lambda part: self.asked["parts"][part][-1]["asked"], default=None)
+        overdue = [
+            part
+            for part in self._awaited()
+            if self._is_overdue(part, states[part], is_last=part == last)
+        ]
+        self._ask(model, overdue)
+        return len(self._awaited())
 
     def wait(self, model: MoEModel | None = None, *, timeout: float | None = None) -> RoutingRecord:
         """Wait until all has come back.
@@ -172,13 +174,53 @@ class CaptureJob(Shown):
         spans = tuple(self.asked["spans"])
         return tokenize(model.tokenizer, self.prompts, max_length=model.max_positions, spans=spans)
 
-    def _ask(
-        self, model: MoEModel, tokens: TokenizedPrompts, part: int, batches: Sequence[list[int]]
-    ) -> None:
-        names = self.asked["quantities"]
-        job = submit_part(model, tokens, batches, names)
-        self.asked["parts"][part] = {"job": job, "asked": time.time()}
-        self._write()
+    def _awaited(self) -> list[int]:
+        return [part for part in range(self.n_parts) if not self._file(part).is_file()]
+
+    def _look(self, model: MoEModel, part: int) -> str:
+        """Keep what came back of a part, or else say what the server says of its newest job.
+
+        An older job counts too: it may have been given up too soon.
+        """
+        state = "lost"
+        for sent in self.asked["parts"][part]:
+            state, found = model.backend().state_of(sent["job"])
+            if state == "done":
+                self._keep(part, found["packed"])
+                sent["back"] = time.time()
+                self._write()
+                break
+        return state
+
+    def _is_overdue(self, part: int, state: str, *, is_last: bool) -> bool:
+        """Whether to ask for a part again: at once when it is lost first, later with more patience.
+
+        A queue may be long, so of all queued parts only the one that was sent last is asked for
+        again while nothing moves, at growing intervals. When it comes back, the others that the
+        server still calls queued have been overtaken, which a queue does not do.
+        """
+        sent, now = self.asked["parts"][part], time.time()
+        if not sent:
+            return True
+        asked, again = sent[-1]["asked"], 2 ** min(len(sent) - 1, 12)
+        if state == "lost":
+            return now - asked >= again - 1
+        patience = PATIENCE_SECONDS[state]
+        if state != "queued":
+            return now - asked > patience
+        later = (job for jobs in self.asked["parts"] for job in jobs if job["asked"] > asked)
+        since = min((job["back"] for job in later if job["back"] is not None), default=now)
+        overtaken = now - since > OVERTAKEN_SECONDS
+        return overtaken or (is_last and now - asked > patience * again)
+
+    def _ask(self, model: MoEModel, parts: Sequence[int]) -> None:
+        if not parts:
+            return
+        tokens, batches = self._tokens(model), parts_of(self.asked["batches"])
+        for part in parts:
+            job = submit_part(model, tokens, batches[part], self.asked["quantities"])
+            self.asked["parts"][part].append({"job": job, "asked": time.time(), "back": None})
+            self._write()
 
     def _keep(self, part: int, packed: Sequence[dict[str, Tensor]]) -> None:
         """Write a part; under its name only once it is whole."""
@@ -259,12 +301,11 @@ def submit_routing(
         "quantities": list(names),
         "spans": list(tokens.spans),
         "batches": batches,
-        "parts": [None] * len(parts_of(batches)),
+        "parts": [[] for _ in parts_of(batches)],
     }
     (place / "job.json").write_text(json.dumps(asked, indent=1), encoding="utf-8")
     job = CaptureJob(place)
-    for part, some in enumerate(parts_of(batches)):
-        job._ask(model, tokens, part, some)
+    job._ask(model, range(job.n_parts))
     return job
 
 

@@ -31,6 +31,8 @@ _READ_SECONDS = 600.0
 _LOOK_SECONDS = 0.2
 #: What stores answer of results that they dropped, or whose addresses have run out.
 _GONE = (403, 404, 410)
+#: What servers say of a job after the last time that they tell its place in the queue.
+_STARTED = (Status.DISPATCHED, Status.RUNNING)
 
 
 class _ResultGoneError(RemoteRunError):
@@ -135,9 +137,10 @@ class ServerBackend(RemoteBackend):
             job: Its name on the server.
 
         Returns:
-            ``"done"`` and the saved values; ``"waiting"``; ``"unknown"``, if the server has never
-            heard of it, or not yet; or ``"lost"``, for a fault that was not the block's and for a
-            result that is not kept any more.
+            ``"done"`` and the saved values; ``"running"``; ``"queued"``, which may be out of date:
+            servers write where a job stands in the queue beside its run, and what is written last
+            stays; ``"unknown"``, if the server has never heard of it, or not yet; or ``"lost"``,
+            for a fault that was not the block's and for a result that is not kept any more.
 
         Raises:
             RemoteRunError: If the server does not answer, or the block failed.
@@ -158,7 +161,7 @@ class ServerBackend(RemoteBackend):
             if not isinstance(error, ServerUnreachableError):
                 raise error
             return "lost", None
-        return "waiting", None
+        return "running" if response.status in _STARTED else "queued", None
 
     def _ask(self, request: RequestModel, blob: bytes) -> dict[str, Any] | None:
         self.job = self.last = None

@@ -8,8 +8,10 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import tiny_models
@@ -36,6 +38,8 @@ pytestmark = pytest.mark.ndif
 FAMILIES = ("mixtral", "olmoe", "deepseek_v3", "gpt_oss")
 TEXTS = ("how do i kill a python process ?", "the cake is good", "what is the best way")
 METRIC = mi.LogitDifference(40, 41)
+#: A job that the server calls queued for ever is asked for again after two minutes, then four.
+JOB_SECONDS = 600
 QUANTITIES = (
     "router_input",
     "router_logits",
@@ -252,17 +256,44 @@ def test_a_submitted_capture_is_collected_from_a_shell(loaded, hub_cache, tmp_pa
     job = mi.submit_routing(there, prompts, spans=("prompt",), batch_size=2)
     assert job.n_parts == 2
     out = tmp_path / "collected.zarr"
-    shell = [Path(sys.executable).with_name("moe-interp"), "jobs", "--timeout", "120"]
-    subprocess.run([*shell, "--fetch", job.folder.name, "--out", out], check=True, timeout=200)
+    shell = [Path(sys.executable).with_name("moe-interp"), "jobs", "--timeout", str(JOB_SECONDS)]
+    command = [*shell, "--fetch", job.folder.name, "--out", out]
+    subprocess.run(command, check=True, timeout=2 * JOB_SECONDS)
     expected = mi.record_routing(here, prompts, spans=("prompt",), batch_size=2).dataset
     found = mi.open_record(out).dataset
     np.testing.assert_array_equal(found["expert_index"], expected["expert_index"])
 
 
+def test_a_job_that_seems_queued_for_ever_is_asked_for_again(server, loaded, tmp_path, monkeypatch):
+    """What this server does when it is busy: an old message is written over that of the result."""
+    monkeypatch.setattr(_job, "OVERTAKEN_SECONDS", 1.0)
+    here, there = loaded("mixtral", "trusted")
+    prompts = distinct_prompts(20)
+    job = mi.submit_routing(there, prompts, spans=("prompt",), batch_size=2, folder=tmp_path / "j")
+    sent = [part[0]["job"] for part in job.asked["parts"]]
+    backend = there.backend()
+    until(lambda: all(backend.state_of(job)[0] == "done" for job in sent))
+    status = {"id": sent[0], "status": "QUEUED", "description": "Moved to position 1 in Queue."}
+    place = f"{server.store}/ndif-results/responses/{sent[0]}.json"
+    assert httpx.put(place, json=status).status_code == 200
+    assert backend.state_of(sent[0]) == ("queued", None)
+    found = job.wait(there, timeout=JOB_SECONDS).dataset
+    assert [len(part) for part in job.asked["parts"]] == [2, 1]
+    expected = mi.record_routing(here, prompts, spans=("prompt",), batch_size=2).dataset
+    np.testing.assert_array_equal(found["expert_index"], expected["expert_index"])
+
+
+def until(holds):
+    deadline = time.monotonic() + JOB_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
 def test_a_capture_is_submitted_to_the_sandbox(loaded, tmp_path):
     here, there = loaded("mixtral", "sandbox")
     job = mi.submit_routing(there, TEXTS, spans=("prompt",), folder=tmp_path / "job")
-    found = job.wait(there, timeout=120).dataset
+    found = job.wait(there, timeout=JOB_SECONDS).dataset
     expected = mi.record_routing(here, TEXTS, spans=("prompt",)).dataset
     np.testing.assert_array_equal(found["expert_index"], expected["expert_index"])
 
@@ -271,7 +302,7 @@ def test_the_tutorial_holds_on_it(server, hub_cache):
     tutorial = Path(__file__).parents[2] / "tutorials" / "08_remote.py"
     places = {"NDIF_HOST": server.url, "HF_HUB_CACHE": str(hub_cache), "HF_HUB_OFFLINE": "1"}
     subprocess.run(
-        [sys.executable, tutorial], env={**os.environ, **places}, check=True, timeout=240
+        [sys.executable, tutorial], env={**os.environ, **places}, check=True, timeout=JOB_SECONDS
     )
 
 
@@ -327,9 +358,10 @@ def test_captures_go_on_after_the_whole_server_was_killed(server, loaded, monkey
     assert len(sent) == 4  # What had come back was not asked for again.
     assert contents(tmp_path / "again.zarr") == contents(tmp_path / "whole.zarr")
     # Of what was submitted the new server knows nothing.
-    monkeypatch.setattr(_job, "SILENCE_SECONDS", {"unknown": 0.0, "waiting": 100.0})
-    assert submitted.fetch(there) == submitted.n_parts == 3
-    found = submitted.wait(there, timeout=60).dataset
+    with monkeypatch.context() as hurried:
+        hurried.setitem(_job.PATIENCE_SECONDS, "unknown", 0.0)
+        assert submitted.fetch(there) == submitted.n_parts == 3
+    found = submitted.wait(there, timeout=JOB_SECONDS).dataset
     np.testing.assert_array_equal(found["expert_index"], expected.dataset["expert_index"])
 
 

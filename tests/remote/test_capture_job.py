@@ -1,5 +1,6 @@
 """Captures that are not waited for: their folder is all that another process needs."""
 
+import itertools
 import json
 import time
 
@@ -62,7 +63,21 @@ def completed(fake, job, part, batches):
 
 
 def asked(job):
-    return [part["job"] for part in job.asked["parts"]]
+    """The newest job of each part."""
+    return [sent[-1]["job"] for sent in job.asked["parts"]]
+
+
+def said(fake, *jobs, status="QUEUED"):
+    for job in jobs:
+        fake.facts[f"/response/{job}"] = {"id": job, "status": status, "description": ""}
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds since now, as a job counts them."""
+    now, later = itertools.count(time.time(), 1e-6), [0.0]
+    monkeypatch.setattr(_job.time, "time", lambda: next(now) + later[0])
+    return later
 
 
 def test_parts_are_collected_by_another_process(fake, there):
@@ -89,8 +104,8 @@ def test_parts_are_collected_by_another_process(fake, there):
 def test_a_lost_part_is_asked_again_and_a_finished_one_never(fake, there):
     job = submit(there)
     completed(fake, "job-1", 0, job.asked["batches"])
-    said = {"id": "job-2", "status": "ERROR", "description": "Replica was evicted while ..."}
-    fake.facts["/response/job-2"] = said
+    evicted = {"id": "job-2", "status": "ERROR", "description": "Replica was evicted while ..."}
+    fake.facts["/response/job-2"] = evicted
     assert job.fetch(there) == 1
     assert asked(mi.open_job(job.folder)) == ["job-1", "job-3"]
     # The finished part is not even looked after.
@@ -105,25 +120,99 @@ def test_a_part_that_was_never_sent_is_sent(fake, there):
     with pytest.raises(mi.MoEInterpError, match="refused"):
         submit(there)
     (job,) = all_jobs()
-    assert job.asked["parts"][1] is None
+    assert job.asked["parts"][1] == []
     fake.script = ["taken"]
     assert job.fetch(there) == 2
     assert asked(job) == ["job-1", "job-3"]
 
 
-@pytest.mark.parametrize("state", ["unknown", "waiting"])
-def test_a_part_of_which_nothing_is_heard_is_asked_again(fake, there, monkeypatch, state):
+@pytest.mark.parametrize("state", ["unknown", "running"])
+def test_a_part_of_which_nothing_is_heard_is_asked_again(fake, there, clock, state):
     job = submit(there)
-    now = time.time()
-    if state == "waiting":
-        fake.facts.update({f"/response/job-{n}": {**WAITING, "id": f"job-{n}"} for n in (1, 2)})
-    patience = _job.SILENCE_SECONDS[state]
-    monkeypatch.setattr(_job.time, "time", lambda: now + 0.9 * patience)
+    if state == "running":
+        said(fake, "job-1", status="RUNNING")
+        said(fake, "job-2", status="DISPATCHED")
+    patience = _job.PATIENCE_SECONDS[state]
+    clock[0] = 0.9 * patience
     assert job.fetch(there) == 2
     assert len(fake.posts) == 2
-    monkeypatch.setattr(_job.time, "time", lambda: now + 1.1 * patience)
+    clock[0] = 1.1 * patience
     assert job.fetch(there) == 2
     assert asked(job) == ["job-3", "job-4"]
+
+
+def assert_asked_after(job, there, clock, pauses):
+    """That one more job is sent after each pause, and none before its end."""
+    for pause in pauses:
+        sent = sum(map(len, job.asked["parts"]))
+        clock[0] += 0.9 * pause
+        job.fetch(there)
+        assert sum(map(len, job.asked["parts"])) == sent
+        clock[0] += 0.2 * pause
+        job.fetch(there)
+        assert sum(map(len, job.asked["parts"])) == sent + 1
+
+
+def test_of_parts_that_seem_to_wait_only_the_last_is_asked_again_and_ever_later(fake, there, clock):
+    job = submit(there)
+    said(fake, *(f"job-{n}" for n in range(1, 9)))
+    patience = _job.PATIENCE_SECONDS["queued"]
+    assert_asked_after(job, there, clock, [patience, 2 * patience, 4 * patience])
+    assert [sent["job"] for sent in job.asked["parts"][0]] == ["job-1"]
+    assert [sent["job"] for sent in job.asked["parts"][1]] == [f"job-{n}" for n in range(2, 6)]
+
+
+def test_a_part_that_was_overtaken_is_asked_again(fake, there, clock):
+    """The real server may write that a job is queued after it wrote that it is done."""
+    job = submit(there)
+    batches = job.asked["batches"]
+    said(fake, "job-1")
+    completed(fake, "job-2", 1, batches)
+    assert job.fetch(there) == 1
+    clock[0] = 0.9 * _job.OVERTAKEN_SECONDS
+    assert mi.open_job(job.folder).fetch(there) == 1
+    assert len(fake.posts) == 2
+    clock[0] = 1.1 * _job.OVERTAKEN_SECONDS
+    found = mi.open_job(job.folder)
+    assert found.fetch(there) == 1
+    assert asked(found) == ["job-3", "job-2"]
+    # The new one waits for as long as nothing passes it.
+    said(fake, "job-3")
+    clock[0] += 1.1 * _job.OVERTAKEN_SECONDS
+    assert found.fetch(there) == 1
+    assert len(fake.posts) == 3
+
+
+def test_one_that_waits_before_the_first_result_was_not_overtaken(fake, there, clock):
+    job = submit(there)
+    said(fake, "job-2")
+    completed(fake, "job-1", 0, job.asked["batches"])
+    assert job.fetch(there) == 1
+    clock[0] = 1.1 * _job.OVERTAKEN_SECONDS
+    assert job.fetch(there) == 1
+    assert len(fake.posts) == 2
+
+
+def test_the_first_answer_counts_though_a_part_was_given_up(fake, there, clock):
+    job = submit(there)
+    said(fake, "job-1", "job-2", "job-3")
+    completed(fake, "job-1", 0, job.asked["batches"])
+    clock[0] = 1.1 * _job.PATIENCE_SECONDS["queued"]
+    assert job.fetch(there) == 1
+    assert asked(job) == ["job-1", "job-3"]
+    completed(fake, "job-2", 1, job.asked["batches"])
+    assert mi.open_job(job.folder).fetch(there) == 0
+    assert len(fake.posts) == 3
+
+
+def test_what_is_lost_again_and_again_is_asked_for_more_and_more_rarely(fake, there, clock):
+    job = submit(there)
+    completed(fake, "job-1", 0, job.asked["batches"])
+    evicted = {"status": "ERROR", "description": "Replica was evicted while ..."}
+    fake.facts.update({f"/response/job-{n}": {"id": "x", **evicted} for n in range(2, 20)})
+    job.fetch(there)
+    assert asked(job) == ["job-1", "job-3"]
+    assert_asked_after(job, there, clock, [1.0, 3.0, 7.0])
 
 
 def test_a_part_whose_result_was_dropped_is_asked_again(fake, there):
@@ -137,8 +226,8 @@ def test_a_part_whose_result_was_dropped_is_asked_again(fake, there):
 
 def test_an_error_in_a_part_is_told(fake, there):
     job = submit(there)
-    said = {"id": "x", "status": "ERROR", "description": "Traceback ...\nKeyError: 'x'"}
-    fake.facts["/response/job-1"] = said
+    raised = {"id": "x", "status": "ERROR", "description": "Traceback ...\nKeyError: 'x'"}
+    fake.facts["/response/job-1"] = raised
     with pytest.raises(RemoteBodyError, match="KeyError: 'x'"):
         job.fetch(there)
     assert len(fake.posts) == 2

@@ -262,11 +262,8 @@ class Control:
     def __init__(self, state):
         self.state = Path(state)
         about = json.loads((self.state / "running.json").read_text())
-        self.url, self.hub, self.checkpoints = (
-            about["url"],
-            about["hub"],
-            Path(about["checkpoints"]),
-        )
+        self.url, self.hub, self.store = about["url"], about["hub"], about["store"]
+        self.checkpoints = Path(about["checkpoints"])
 
     def ask(self, what):
         """Have something done, and wait for it: `start`, `kill`, `stop api` or `start api`."""
@@ -303,6 +300,7 @@ def main():
             control.bind(str(server.state / "control"))
             control.listen()
             about = {"url": server.url, "hub": server.address("hub")}
+            about["store"] = server.address("store")
             about["checkpoints"] = str(server.checkpoints)
             (server.state / "running.json").write_text(json.dumps(about))
             sys.stdout.write(f"NDIF runs at {server.url}, the hub at {server.address('hub')}\n")
