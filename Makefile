@@ -22,7 +22,7 @@ check: $(VENV)/.dev browser
 	$(BIN)/pytest
 	$(BIN)/pytest -m conformance
 	$(BIN)/pytest -m long --dist loadgroup
-	$(BIN)/pytest -o addopts="--strict-markers --import-mode=importlib" tests/unchecked
+	$(BIN)/pytest -o addopts="--strict-markers --import-mode=importlib" -n 2 --dist loadscope tests/unchecked
 	$(MAKE) ndif
 
 # The tutorials, run and kept as notebooks; those that did not change are not run again.

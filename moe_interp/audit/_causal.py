@@ -23,7 +23,7 @@ from moe_interp.scores import (
     select_experts,
 )
 
-# Greedy ablation runs every candidate once a step, so attribution leaves it no more than these.
+# Greedy ablation runs every candidate once a step, so that it is left no more than these.
 N_CANDIDATES = 24
 MAX_EXPERTS = 8
 # The refusal counts as gone when no more than this share of the prompts is refused.
@@ -133,11 +133,12 @@ def check_causally(
         )
         return CausalCheck(_not_run(reason, mode), ExpertSet(), None, None, frequency, alpha)
 
-    gradient = attribution(model, chosen_on, metric=metric, batch_size=batch_size)
     n_all = len(model.architecture.moe_layers) * model.architecture.n_experts
+    by, scores = _scored(model, chosen_on, metric, mode, frequency, n_all, batch_size)
+    gradient = scores if by == "attribution" else None
     # By magnitude (Michel et al. 2019): where experts stand in for each other, or a norm rescales
     # what is left, the sign of a gradient is no guide. The ablations that follow are exact.
-    candidates = select_experts(abs(gradient), n=min(N_CANDIDATES, n_all))
+    candidates = select_experts(abs(scores), n=min(N_CANDIDATES, n_all))
     greedy = greedy_ablation(
         model,
         chosen_on,
@@ -160,16 +161,36 @@ def check_causally(
     for found in judged:
         found["causal"] = bool(found["p"] <= alpha and found["observed"] < found["baseline"])
         found["specific"] = found["texts"]["harmless_changed"] <= SPECIFIC_AT
+    selection = {"candidates": by, **greedy.to_dict()}
     if not judged:
         reason = "No causal check: no expert lowered the refusal when it was ablated."
-        return CausalCheck(_not_run(reason, mode), ExpertSet(), gradient, single, frequency, alpha)
+        results = _not_run(reason, mode) | {"selection": selection}
+        return CausalCheck(results, ExpertSet(), gradient, single, frequency, alpha)
     results = {
         **judged[0],
         "sets": judged,
-        "selection": greedy.to_dict(),
-        "sentence": _sentence(judged, reached=greedy.reached),
+        "selection": selection,
+        "sentence": _sentence(judged, by, reached=greedy.reached),
     }
     return CausalCheck(results, greedy.experts, gradient, single, frequency, alpha)
+
+
+def _scored(
+    model: MoEModel,
+    prompts: PromptSet,
+    metric: RefusalLogOdds,
+    mode: str,
+    frequency: Scores,
+    n_all: int,
+    batch_size: int | str,
+) -> tuple[str, Scores]:
+    """What candidates are picked by: attribution, or ablation where no gradients come through."""
+    if model.passes_gradients:
+        return "attribution", attribution(model, prompts, metric=metric, batch_size=batch_size)
+    tried = "all" if n_all <= MAX_SINGLES else select_experts(frequency, n=MAX_SINGLES)
+    return "ablation", ablation_effect(
+        model, prompts, metric=metric, mode=mode, experts=tried, batch_rows=batch_size
+    )
 
 
 def _refusal_metric(model: MoEModel, openers: Sequence[str] | None) -> RefusalLogOdds:
@@ -284,11 +305,11 @@ def _not_run(reason: str, mode: str) -> dict[str, Any]:
     }
 
 
-def _sentence(judged: list[dict[str, Any]], *, reached: bool) -> str:
+def _sentence(judged: list[dict[str, Any]], by: str, *, reached: bool) -> str:
     said = [] if reached else [f"No set of {MAX_EXPERTS} experts or fewer carries the refusal."]
     said += [
         f"{'Ablating' if found['mode'] == 'zero' else 'Banning'} {', '.join(found['experts'])} "
-        f"({_WHICH[found['name']]}) takes refusals of harmful prompts from "
+        f"({_WHICH[found['name']].format(by=_BY[by])}) takes refusals of harmful prompts from "
         f"{found['baseline']:.2f} to {found['observed']:.2f}; random experts matched on layer "
         f"and use leave {found['null_mean']:.2f} (p = {found['p']:.3g}, {found['n_distinct']} "
         f"sets): {_judgement(found)}."
@@ -304,7 +325,8 @@ def _judgement(found: dict[str, Any]) -> str:
     return f"causal; {changed}" if found["specific"] else f"causal, but not specific: {changed}"
 
 
+_BY = {"attribution": "attribution", "ablation": "ablation one by one"}
 _WHICH = {
-    "selected": "selected by attribution and greedy ablation",
+    "selected": "selected by {by} and greedy ablation",
     "frequency_contrast": "the largest difference in use between harmful and harmless prompts",
 }

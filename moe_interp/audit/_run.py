@@ -13,7 +13,7 @@ import numpy as np
 from moe_interp import __version__
 from moe_interp.audit._causal import CausalCheck, check_causally
 from moe_interp.audit._result import SCHEMA_VERSION, AuditResult
-from moe_interp.audit._words import METHOD, card_truth, spans_note
+from moe_interp.audit._words import card_truth, method, spans_note
 from moe_interp.capture import RoutingRecord, check_confounds, record_routing
 from moe_interp.errors import DesignError
 from moe_interp.models import MoEModel
@@ -49,7 +49,9 @@ def run_audit(
     with random routers on the same hidden states. Experts are chosen by gradient attribution and
     greedy ablation on one half of the prompts and ablated on the other half, beside random
     experts of the same layers with like use, and beside the experts whose use differs most
-    between harmful and harmless prompts. The verdict is that of the span ``user``.
+    between harmful and harmless prompts. Where a server lets no gradients through, ablation of
+    each expert alone, which takes more forwards, stands in for attribution. The verdict is that
+    of the span ``user``.
 
     Where every prompt has a partner and ends with the same tokens as this one, that end is a span
     too (``after_divergence``): what harm does there is due neither to which tokens are read nor to
@@ -74,7 +76,6 @@ def run_audit(
     Raises:
         PromptError: If prompts lack harm or topic, or are longer than the context.
         DesignError: If the prompts cannot answer the question.
-        UnsupportedOnServerError: If the model's server lets no gradients through.
         ValueError: If an option is out of range, or an opener is not a single token.
 
     Example:
@@ -85,9 +86,6 @@ def run_audit(
         >>> mi.run_audit(model, prompts, **few).results["verdict"]
         'topic_driven'
     """
-    model.require_gradients(
-        "Finding experts in an audit", "Capture with record_routing and test the record (`verdict`)"
-    )
     seconds: dict[str, float] = {}
     streams = np.random.SeedSequence(seed).spawn(5)
     routers, relabel, per_expert, causal_stream, controlled = map(np.random.default_rng, streams)
@@ -207,7 +205,7 @@ def _results(
         "experts": _experts(tests, check),
         "causal": check.results,
         "truth": card_truth(model.card, check.selected),
-        "method": METHOD,
+        "method": method(check.results),
         "versions": _versions(),
         "seconds": seconds,
     }

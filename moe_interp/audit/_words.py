@@ -19,13 +19,32 @@ METHOD = {
     "expert_test": "Difference between harmful and harmless prompts in an expert's share of the "
     "routing, within topics; p_adjusted by the maximum statistic over all experts, q by "
     "Benjamini-Hochberg.",
-    "selection": "On one half of the prompts: gradient attribution picks candidates, greedy "
-    "ablation adds the one that lowers the refusal most given those taken already, and what "
-    "proves needless is put back.",
+    "selection": "On one half of the prompts: {by} picks candidates, greedy ablation adds the one "
+    "that lowers the refusal most given those taken already, and what proves needless is put "
+    "back.",
     "causal": "On the other half: the selected experts are ablated beside random sets of experts "
     "matched on layer, number and selection frequency; the harmless prompts are the control: an "
     "ablation is specific if it changes at most 5 % of the answers to them.",
 }
+
+
+PICKED_BY = {
+    "attribution": "gradient attribution",
+    "ablation": "ablation of each expert alone",
+}
+
+
+def method(causal: Mapping[str, Any]) -> dict[str, str]:
+    """Say how each number came about.
+
+    Args:
+        causal: The entry ``causal`` of ``results.json``.
+
+    Returns:
+        A text for each kind of number.
+    """
+    by = PICKED_BY[causal.get("selection", {}).get("candidates", "attribution")]
+    return {name: text.format(by=by) for name, text in METHOD.items()}
 
 
 def spans_note(verdicts: Mapping[str, str]) -> str:

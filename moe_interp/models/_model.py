@@ -170,6 +170,11 @@ class MoEModel:
         """
         return None if self.connection is None else self.connection.backend(self.nnsight)
 
+    @property
+    def passes_gradients(self) -> bool:
+        """Whether gradients can be had: not where a server runs blocks in a sandbox."""
+        return self.connection is None or self.connection.is_trusted()
+
     def require_gradients(self, what: str, instead: str) -> None:
         """Refuse what needs gradients where they do not reach, before anything runs.
 
@@ -183,11 +188,12 @@ class MoEModel:
         if self.connection is not None:
             self.connection.require_trust(what, instead)
 
-    def require_weights(self, what: str) -> None:
+    def require_weights(self, what: str, instead: str = "") -> None:
         """Refuse what needs the weights themselves where they are on a server.
 
         Args:
             what: What is asked for.
+            instead: What else can be done, to end the sentence that says what to do.
 
         Raises:
             UnsupportedOnServerError: If the model runs on a server.
@@ -196,7 +202,7 @@ class MoEModel:
             host = self.connection.server.host
             raise UnsupportedOnServerError(
                 f"{what} needs the weights of {self.id!r}, which are on {host}. Load the model "
-                "without `remote`."
+                f"without `remote`{instead}."
             )
 
     @property

@@ -58,6 +58,21 @@ class Connection:
             self._get_to_know(backend.patiently(lambda: self.server.get("/env")))
         return backend
 
+    def is_trusted(self) -> bool:
+        """Whether blocks run beside the weights, so that gradients can be had.
+
+        Returns:
+            What the settings say, or else the server; asked once.
+
+        Raises:
+            RemoteRunError: If the server does not tell.
+        """
+        if self._trusted is None:
+            identity = self.server.get("/whoami")
+            # Without accounts a server knows nobody, and trusts everybody.
+            self._trusted = identity.get("email") is None or "trusted" in identity["tags"]
+        return self._trusted
+
     def require_trust(self, what: str, instead: str) -> None:
         """Refuse what the sandbox of a server cannot do, before anything is sent.
 
@@ -68,11 +83,7 @@ class Connection:
         Raises:
             UnsupportedOnServerError: If the key's blocks run in the sandbox.
         """
-        if self._trusted is None:
-            identity = self.server.get("/whoami")
-            # Without accounts a server knows nobody, and trusts everybody.
-            self._trusted = identity.get("email") is None or "trusted" in identity["tags"]
-        if not self._trusted:
+        if not self.is_trusted():
             raise UnsupportedOnServerError(
                 f"{what} needs gradients, which do not reach code in the sandbox where "
                 f"{self.server.host} runs what this API key sends. {instead}, or ask the server's "

@@ -103,6 +103,7 @@ def knn_moe2026(
     """
     if n_shuffles < 1:
         raise ValueError(f"`n_shuffles` must be at least 1, got {n_shuffles!r}.")
+    model.require_weights("Fitting routing")
     data = _data(model, prompts)
     reference, held_out = data.split(rng=rng)
     reference, held_out = (

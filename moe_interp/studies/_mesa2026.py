@@ -120,6 +120,7 @@ def mesa2026(
         >>> result.numbers["needed"]["before"], sorted(result.numbers["order"]["before"])
         (2, ['L3E8', 'L3E9'])
     """
+    model.require_weights("Tuning")
     prompts = prompts.balanced()
     first, second = prompts.split(rng=rng)
     metric = refusal_of(model, openers)

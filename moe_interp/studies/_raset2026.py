@@ -25,6 +25,7 @@ from moe_interp.scores import (
     select_experts,
     selection_frequency,
 )
+from moe_interp.scores._gradients import require_gradients
 from moe_interp.stats import HalfClaim, RoutingContrast, Verdict, routing_claim, verdict
 from moe_interp.studies._causal import (
     ANSWER_TOKENS,
@@ -45,7 +46,7 @@ from moe_interp.studies._raset2026_contrasts import (
 )
 from moe_interp.studies._raset2026_tuning import (
     TunedArm,
-    check_arms,
+    arms_to_run,
     compare_arms,
     is_organism,
     lessons_of,
@@ -140,7 +141,7 @@ def raset2026(
         steps: Steps of training of each arm, about.
         learning_rate: Of every arm; by default 1e-3 on organisms and 1e-4 elsewhere.
         neutral: Texts whose loss is measured in every arm.
-        arms: Names of the tunings to run; all by default.
+        arms: Names of the tunings to run; all by default, and on a server those that train nothing.
         n_null: Random expert sets beside each ablation.
         n_resamples: Relabellings of the verdict.
         n_random_routers: Random routers of the verdict.
@@ -153,6 +154,8 @@ def raset2026(
         PromptError: If prompts lack harm, or hang together in one unit.
         DesignError: If prompts lack pairs or topics.
         ValueError: If a number is out of range, or an arm does not exist.
+        UnsupportedOnServerError: If an arm that trains is named and the weights are on a server, or
+            the server lets no gradients through.
 
     References:
         Zhang et al. (2026), "RASET: Router-agnostic safety-critical expert tuning exposes
@@ -166,7 +169,8 @@ def raset2026(
         >>> study.run is raset2026, study.reference
         (True, 'RASET (2026), arXiv 2605.29708')
     """
-    check_arms(arms, n_random)
+    require_gradients(model)
+    arms = arms_to_run(model, arms, n_random)
     prompts = prompts.balanced()
     first, second = prompts.split(rng=rng)
     metric = refusal_of(model, openers)
@@ -314,6 +318,7 @@ def _result(
             *_said_of_ranks(ranked),
             *(arm.sentence() for arm in judged),
             *(arm.sentence() for arm in tuned),
+            *_said_of_place(model),
             f"Routing follows topic and not harm: {first_half.state}. {first_half.reason}",
             f"Safety behaviour changes while routing hardly does ({name}): {apart.state}. "
             f"{apart.reason}",
@@ -397,6 +402,13 @@ def _said_of_contrasts(
             f"their {top_k} experts."
         )
     return said
+
+
+def _said_of_place(model: MoEModel) -> list[str]:
+    if model.connection is None:
+        return []
+    host = model.connection.server.host
+    return [f"Nothing was trained: that needs the weights, which are on {host}."]
 
 
 def _said_of_ranks(ranked: dict[str, dict[str, Any] | None]) -> list[str]:

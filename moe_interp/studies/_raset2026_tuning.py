@@ -27,7 +27,8 @@ from moe_interp.tuning import (
 
 BATCH_SIZE = 8
 SETS = ("planted", "contrastive", "attribution", "frequency", "greedy")
-OTHERS = ("routers_only", "all_experts", "full", "router_steering")
+UNTRAINED = ("router_steering",)
+OTHERS = ("routers_only", "all_experts", "full", *UNTRAINED)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,16 +112,32 @@ def lessons_of(
     return PromptSet((replace(prompts[row], response=said[row]) for row in rows), source="lessons")
 
 
-def check_arms(arms: Sequence[str] | None, n_random: int) -> None:
-    """Refuse arms that do not exist, before any time is spent.
+def arms_to_run(model: MoEModel, arms: Sequence[str] | None, n_random: int) -> Sequence[str] | None:
+    """Settle which arms are run, before any time is spent.
+
+    Args:
+        model: The model.
+        arms: What was asked for; None for all that the model allows.
+        n_random: How many random sets there are.
+
+    Returns:
+        Names of arms, or None for all.
 
     Raises:
         ValueError: If one of them does not exist.
+        UnsupportedOnServerError: If one of them trains weights that are on a server.
     """
     known = (*SETS, *(f"random_{n + 1}" for n in range(n_random)), *OTHERS)
     unknown = [name for name in arms or () if name not in known]
     if unknown:
         raise ValueError(f"There is no arm {unknown[0]!r}. Arms: {', '.join(known)}.")
+    if model.connection is None:
+        return arms
+    trained = [name for name in arms or () if name not in UNTRAINED]
+    if trained:
+        instead = f", or leave `arms` out to run what trains nothing ({', '.join(UNTRAINED)})"
+        model.require_weights(f"The arm {trained[0]!r}", instead)
+    return UNTRAINED if arms is None else arms
 
 
 def random_sets(

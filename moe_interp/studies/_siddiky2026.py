@@ -16,6 +16,7 @@ from moe_interp.metrics import RefusalLogOdds
 from moe_interp.models import MoEModel
 from moe_interp.prompts import PromptSet
 from moe_interp.scores import Scores, gradient_sensitivity, selection_frequency
+from moe_interp.scores._gradients import require_gradients
 from moe_interp.stats import Concentration, PairedTest, concentration, paired_permutation_test
 from moe_interp.studies._causal import (
     Arm,
@@ -110,6 +111,7 @@ def siddiky2026(
         >>> result.arm("activation_harmful_dominant").null.observed
         0.0
     """
+    require_gradients(model)
     prompts = prompts.balanced()
     first, second = prompts.split(rng=rng)
     metric = refusal_of(model, openers)

@@ -1,6 +1,10 @@
 """A connection whose server is the process of `worker.py`: for whole functions of the library."""
 
+from types import SimpleNamespace
+
 from loopback.backend import Loopback
+
+from moe_interp.errors import UnsupportedOnServerError
 
 
 class LoopbackConnection:
@@ -13,14 +17,19 @@ class LoopbackConnection:
 
     def __init__(self, worker, model, *, trusted=True):
         self.worker, self.model, self.trusted = worker, model, trusted
+        self.server = SimpleNamespace(host="a worker")
         self.jobs = 0
 
     def backend(self, nnsight):
         self.jobs += 1
         return Loopback(self.model, self.worker)
 
+    def is_trusted(self):
+        return self.trusted
+
     def require_trust(self, what, instead):
-        assert self.trusted, (what, instead)
+        if not self.trusted:
+            raise UnsupportedOnServerError(f"{what} needs gradients. {instead}.")
 
 
 def on_worker(model, worker):

@@ -73,13 +73,13 @@ def hub_cache(checkpoints, tmp_path_factory):
 def connect(server, hub_cache):
     """A function that loads a served model without weights."""
 
-    def load(model_type, **settings):
+    def load(name, **settings):
         options = {"timeout": 240.0, "retries": 8, **settings}
         with warnings.catch_warnings():
             # The server has the last nnsight that this NDIF deploys models with.
             warnings.simplefilter("ignore", VersionDifferenceWarning)
             check = options.pop("check", True)
             there = mi.Server(server.url, **options)
-            return mi.load_model(f"tiny/{model_type}", remote=there, check=check)
+            return mi.load_model(name, remote=there, check=check)
 
     return load

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import pandas as pd
 import pytest
 import tiny_models
 import torch
@@ -32,6 +33,7 @@ from moe_interp.interventions._plan import edit_table
 from moe_interp.models._traced_edits import apply_edits
 from moe_interp.prompts import encode
 from moe_interp.remote import ServerBackend, VersionDifferenceWarning
+from moe_interp.studies import find_study
 
 pytestmark = pytest.mark.ndif
 
@@ -63,7 +65,7 @@ def loaded(connect, checkpoints):
             made[model_type] = mi.load_model(str(checkpoints / "tiny" / model_type))
         key = model_type, path
         if key not in made:
-            made[key] = connect(model_type, trusted=path == "trusted")
+            made[key] = connect(f"tiny/{model_type}", trusted=path == "trusted")
         return made[model_type], made[key]
 
     return both
@@ -235,7 +237,7 @@ def test_an_error_in_the_block_comes_back_as_one_line(one):
 
 
 def test_other_releases_are_named_first_and_a_result_that_is_too_large_is_refused(connect):
-    model = connect("mixtral", check=False, max_result_bytes=1000)
+    model = connect("tiny/mixtral", check=False, max_result_bytes=1000)
     with (
         pytest.warns(VersionDifferenceWarning, match=r"nnsight 0.8.0 \(here 0.8.1\)"),
         pytest.raises(ResultTooLargeError, match="are allowed"),
@@ -245,7 +247,7 @@ def test_other_releases_are_named_first_and_a_result_that_is_too_large_is_refuse
 
 def test_a_model_that_the_server_does_not_find_is_named(connect):
     with pytest.raises(ModelNotServedError, match="does not run 'tiny/absent'"):
-        connect("absent", retries=0)
+        connect("tiny/absent", retries=0)
 
 
 def test_a_submitted_capture_is_collected_from_a_shell(loaded, hub_cache, tmp_path, monkeypatch):
@@ -298,6 +300,26 @@ def test_a_capture_is_submitted_to_the_sandbox(loaded, tmp_path):
     found = job.wait(there, timeout=JOB_SECONDS).dataset
     expected = mi.record_routing(here, TEXTS, spans=("prompt",)).dataset
     np.testing.assert_array_equal(found["expert_index"], expected["expert_index"])
+
+
+@pytest.mark.parametrize(("name", "path"), [("siddiky2026", "trusted"), ("olmoe2024", "sandbox")])
+def test_a_study_is_the_same(name, path, connect, checkpoints):
+    """Scores, ablations beside their null and written answers; and what a capture alone tells."""
+    here = mi.load_model(str(checkpoints / "organism" / "topic"))
+    there = connect("organism/topic", trusted=path == "trusted")
+    # Of the two experts of a token each has the other's slope, so an odd number would cut a tie.
+    few = {"n_null": 19, "n_resamples": 99, "n_suppressed": 2}
+    options = few if name == "siddiky2026" else {}
+    prompts = mi.load_prompts("organism", per_topic=6)
+    run = find_study(name).run
+    expected, found = (
+        run(model, prompts, rng=np.random.default_rng(0), **options) for model in (here, there)
+    )
+    assert [arm.sentence() for arm in found.arms] == [arm.sentence() for arm in expected.arms]
+    for table, frame in expected.tables.items():
+        # What is decided over columns of mere rounding may be decided otherwise.
+        kept = [column for column in frame if "_p" not in column and "_class" not in column]
+        pd.testing.assert_frame_equal(found.tables[table][kept], frame[kept], rtol=1e-3, atol=1e-4)
 
 
 def test_the_tutorial_holds_on_it(server, hub_cache):

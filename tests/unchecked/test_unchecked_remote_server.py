@@ -12,7 +12,7 @@ from stand_in import stand_in
 import moe_interp as mi
 from moe_interp.cli import main
 from moe_interp.cli._open import open_model
-from moe_interp.errors import ServerUnreachableError, UnsupportedOnServerError
+from moe_interp.errors import ServerUnreachableError
 
 TEXTS = ("how do i kill a python process ?", "the cake is good", "what is the best way")
 
@@ -127,11 +127,3 @@ def test_a_submitted_capture_is_collected_from_a_shell(server, shell, tmp_path):
     found = mi.open_record(out).dataset
     np.testing.assert_array_equal(found["expert_index"], expected.dataset["expert_index"])
     assert len(server.posts) == 1
-
-
-def test_an_audit_without_gradients_is_refused_before_anything_is_sent(server):
-    sandbox = mi.Server(server.url, trusted=False)
-    model = mi.load_model("tiny/mixtral", remote=sandbox, check=False)
-    with pytest.raises(UnsupportedOnServerError, match=r"in an audit needs gradients.*`verdict`"):
-        mi.run_audit(model, mi.load_prompts("organism", per_topic=8))
-    assert server.posts == []

@@ -28,6 +28,7 @@ HERE = Path(__file__).parent
 FIRST_PORTS = range(28000, 30000, 50)
 PORTS = ("redis", "store", "hub", "ray", "ray_client", "dashboard", "api")
 START_SECONDS = 300
+LOOK_SECONDS = 1.0
 SIGNALLED_WHEN_THE_PARENT_DIES = 1  # PR_SET_PDEATHSIG
 
 
@@ -239,7 +240,8 @@ class Server:
         acts = {"start": self.start, "kill": self.kill, "stop api": lambda: self.stop("api")}
         acts["start api"] = self.start_api
         while True:
-            ready, _, _ = select.select([sys.stdin, control], [], [])
+            # A signal that comes just before the wait would not end it, so it ends by itself.
+            ready, _, _ = select.select([sys.stdin, control], [], [], LOOK_SECONDS)
             if sys.stdin in ready and not sys.stdin.readline():
                 return
             if control in ready:
