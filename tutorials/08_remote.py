@@ -118,7 +118,7 @@ for interventions in ((), banned):
 with tempfile.TemporaryDirectory() as folder:
     job = mi.submit_routing(there, prompts, folder=Path(folder) / "job")
     name = job.folder
-    collected = mi.open_job(name).wait(there, timeout=100)
+    collected = mi.open_job(name).wait(there, timeout=600)
 print(collected.summary())
 
 # %% [markdown]
