@@ -4,20 +4,12 @@ import nnsight
 import pytest
 import tiny_models
 import torch
-from loopback.backend import Loopback, Worker
+from loopback.backend import Loopback
 from nnsight.intervention.backends.remote import RemoteError
 
 from moe_interp.models import load_model
 
 NAME = "blocks.1.mlp.hook_"
-
-
-@pytest.fixture(scope="module")
-def worker():
-    nnsight.register("moe_interp")
-    process = Worker()
-    yield process
-    process.close()
 
 
 @pytest.fixture(params=["deepseek_v3", "qwen2_moe", "granitemoe", "phimoe"])

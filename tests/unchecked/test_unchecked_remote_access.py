@@ -4,7 +4,7 @@ import nnsight
 import numpy as np
 import pytest
 import torch
-from loopback.backend import Loopback, Worker
+from loopback.backend import Loopback
 from nnsight.intervention.backends.remote import RemoteError
 from nnsight.intervention.serialization import dumps
 
@@ -28,14 +28,6 @@ NAMES = (
 
 
 TEXTS = ("how do i kill a python process ?", "the cake is good")
-
-
-@pytest.fixture(scope="module")
-def worker():
-    nnsight.register("moe_interp")
-    process = Worker()
-    yield process
-    process.close()
 
 
 # One of each way of choosing experts and of handing tokens to them.

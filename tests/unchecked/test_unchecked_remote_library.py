@@ -1,10 +1,8 @@
 """The library's functions on a model whose blocks run in a process that lacks the library."""
 
-import nnsight
 import numpy as np
 import pytest
 import torch
-from loopback.backend import Worker
 from loopback.connection import on_worker
 
 import moe_interp as mi
@@ -13,14 +11,6 @@ from moe_interp.models._selfcheck import check_access
 
 TEXTS = ("how do i kill a python process ?", "the cake is good", "what is the best way")
 METRIC = mi.LogitDifference(40, 41)
-
-
-@pytest.fixture(scope="module")
-def worker():
-    nnsight.register("moe_interp")
-    process = Worker()
-    yield process
-    process.close()
 
 
 @pytest.fixture(scope="module", params=["mixtral", "deepseek_v3"])

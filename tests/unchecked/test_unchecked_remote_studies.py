@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-import nnsight
 import numpy as np
 import pandas as pd
 import pytest
-from loopback.backend import Worker
 from loopback.connection import on_worker
 
 import moe_interp as mi
@@ -23,14 +21,6 @@ QUICK = {
     "steermoe2025": {"n_null": 19},
     "olmoe2024": {},
 }
-
-
-@pytest.fixture(scope="module")
-def worker():
-    nnsight.register("moe_interp")
-    process = Worker()
-    yield process
-    process.close()
 
 
 def organism(name="harm"):
