@@ -5,7 +5,7 @@ from typing import Any
 
 from moe_interp.experts import ExpertSet
 
-METHOD = {
+_METHOD = {
     "unit": "The prompt (or its pair, or its wording, where these repeat) is the unit of every "
     "test; tokens are never counted as samples, and padding is never counted at all.",
     "share": "Share of the variance of Hellinger-embedded per-prompt routing profiles that a "
@@ -26,9 +26,7 @@ METHOD = {
     "matched on layer, number and selection frequency; the harmless prompts are the control: an "
     "ablation is specific if it changes at most 5 % of the answers to them.",
 }
-
-
-PICKED_BY = {
+_PICKED_BY = {
     "attribution": "gradient attribution",
     "ablation": "ablation of each expert alone",
 }
@@ -43,8 +41,8 @@ def method(causal: Mapping[str, Any]) -> dict[str, str]:
     Returns:
         A text for each kind of number.
     """
-    by = PICKED_BY[causal.get("selection", {}).get("candidates", "attribution")]
-    return {name: text.format(by=by) for name, text in METHOD.items()}
+    by = _PICKED_BY[causal.get("selection", {}).get("candidates", "attribution")]
+    return {name: text.format(by=by) for name, text in _METHOD.items()}
 
 
 def spans_note(verdicts: Mapping[str, str]) -> str:
