@@ -110,16 +110,17 @@ class CaptureJob(Shown):
         Raises:
             RemoteRunError: If the server ends a part for a fault that trying again cannot mend.
         """
-        states = {part: self._look(model, part) for part in self._awaited()}
+        looked = {part: self._look(model, part) for part in self._awaited()}
+        states = {part: state for part, state in looked.items() if state != "done"}
         queued = [part for part, state in states.items() if state == "queued"]
         last = max(queued, key=lambda part: self.asked["parts"][part][-1]["asked"], default=None)
         overdue = [
             part
-            for part in self._awaited()
-            if self._is_overdue(part, states[part], is_last=part == last)
+            for part, state in states.items()
+            if self._is_overdue(part, state, is_last=part == last)
         ]
         self._ask(model, overdue)
-        return len(self._awaited())
+        return len(states)
 
     def wait(self, model: MoEModel | None = None, *, timeout: float | None = None) -> RoutingRecord:
         """Wait until all has come back.
