@@ -81,6 +81,7 @@ _PUBLIC = {
     "write_norm": "scores",
     "greedy_ablation": "scores",
     "matched_null": "scores",
+    "matched_ranks": "scores",
     "mesa_select": "scores",
     "off_target": "scores",
     "RoutingProfile": "stats",

@@ -17,6 +17,7 @@ from moe_interp.scores._mesa import MesaSelection, mesa_select
 from moe_interp.scores._null import matched_null
 from moe_interp.scores._null_result import MatchedNull
 from moe_interp.scores._off_target import compare_answers, off_target
+from moe_interp.scores._ranks import MatchedRanks, matched_ranks
 from moe_interp.scores._routing import (
     mean_router_prob,
     mean_routing_weight,
@@ -39,6 +40,7 @@ __all__ = [
     "GreedyAblation",
     "GreedyStep",
     "MatchedNull",
+    "MatchedRanks",
     "MesaSelection",
     "OffTarget",
     "Scores",
@@ -59,6 +61,7 @@ __all__ = [
     "largest_output",
     "logit_direction",
     "matched_null",
+    "matched_ranks",
     "mean_difference",
     "mean_router_prob",
     "mean_routing_weight",

@@ -100,11 +100,14 @@ def _odds(
     """Log odds of standing in for an expert, of those that the same could be done to."""
     ours = [one for one in recipe if expert in one.named_experts]
     able = [other for other in others if _fits(ours, expert, other, rng)]
-    use = [log_use(score, expert.layer) for score in match]
-    return {
-        other: -0.5 * sum(((one[other.expert] - one[expert.expert]) / _WIDTH) ** 2 for one in use)
-        for other in able
-    }
+    likeness = log_likeness(match, expert)
+    return {other: float(likeness[other.expert]) for other in able}
+
+
+def log_likeness(match: Sequence[Scores], expert: Expert) -> Float[ndarray, " expert"]:
+    """Log odds of standing in for an expert, by likeness of use, of all experts of its layer."""
+    use = np.stack([log_use(score, expert.layer) for score in match])
+    return -0.5 * (((use - use[:, [expert.expert]]) / _WIDTH) ** 2).sum(axis=0)
 
 
 def _draw_places(

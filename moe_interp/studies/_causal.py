@@ -9,7 +9,6 @@ import pandas as pd
 from jaxtyping import Float, Int
 from numpy import ndarray
 from numpy.random import Generator
-from scipy.stats import mannwhitneyu
 
 from moe_interp.errors import DesignError
 from moe_interp.experts import ExpertSet
@@ -17,7 +16,7 @@ from moe_interp.interventions import Ban, Intervention, run
 from moe_interp.metrics import RefusalLogOdds, RefusalOpening, RefusalRate
 from moe_interp.models import MoEModel
 from moe_interp.prompts import PromptSet, exchange_units
-from moe_interp.scores import MatchedNull, Scores, matched_null
+from moe_interp.scores import MatchedNull, MatchedRanks, Scores, matched_null, matched_ranks
 from moe_interp.stats import PairedOutcomes, PairedTest, holm, mcnemar
 
 ANSWER_TOKENS = 24
@@ -215,35 +214,26 @@ def smallest_p(test: PairedTest) -> float:
     return max(2.0 ** (1 - test.n_pairs), 1 / (1 + test.n_resamples))
 
 
-def rank_of_truth(scores: Scores, planted: ExpertSet) -> dict[str, Any] | None:
-    """Where a ranking puts the planted experts, against where chance would put them.
+def rank_of_truth(
+    scores: Scores, planted: ExpertSet, *, use: Scores, rng: Generator
+) -> MatchedRanks | None:
+    """Where a ranking puts the planted experts, beside random experts of like use.
 
     Args:
-        scores: The ranking: larger is earlier; ties share their mean rank.
+        scores: The ranking: larger is earlier.
         planted: The planted experts.
+        use: Use of every expert.
+        rng: Source of randomness.
 
     Returns:
-        Their ranks from 1, the mean rank that chance gives, and the p-value of a rank-sum test
-        that they come earlier; None if nothing is planted.
+        Their ranks, beside those of random sets; None if nothing is planted.
     """
-    if not len(planted):
-        return None
-    values = scores.mean.ravel()
-    places = [
-        scores.layers.index(expert.layer) * scores.n_experts + expert.expert for expert in planted
-    ]
-    mine, others = values[places], np.delete(values, places)
-    # Scores that differ in their rounding only are ties.
-    step = 1e-9 * max(float(np.abs(values).max()), 1e-300)
-    mine, others = np.round(mine / step), np.round(others / step)
-    everyone = np.concatenate([mine, others])
-    ranks = [1 + (everyone > one).sum() + ((everyone == one).sum() - 1) / 2 for one in mine]
-    return {
-        "planted": [str(expert) for expert in planted],
-        "ranks": [float(rank) for rank in ranks],
-        "chance_rank": (len(values) + 1) / 2,
-        "p_value": float(mannwhitneyu(mine, others, alternative="greater").pvalue),
-    }
+    return matched_ranks(scores, planted, match=use, rng=rng) if len(planted) else None
+
+
+def said_of_ranks(ranked: Mapping[str, MatchedRanks | None]) -> list[str]:
+    """One sentence for each ranking of planted experts."""
+    return [f"The planted experts: {found.summary()}" for found in ranked.values() if found]
 
 
 def planted_experts(model: MoEModel) -> ExpertSet:

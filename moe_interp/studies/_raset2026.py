@@ -35,6 +35,7 @@ from moe_interp.studies._causal import (
     planted_experts,
     rank_of_truth,
     refusal_of,
+    said_of_ranks,
 )
 from moe_interp.studies._raset2026_contrasts import (
     QUANTITIES,
@@ -301,8 +302,8 @@ def _result(
 ) -> StudyResult:
     planted = planted_experts(model)
     ranked = {
-        "contrastive": rank_of_truth(chosen.contrast, planted),
-        "attribution": rank_of_truth(abs(chosen.attribution), planted),
+        "contrastive": rank_of_truth(chosen.contrast, planted, use=chosen.use, rng=rng),
+        "attribution": rank_of_truth(abs(chosen.attribution), planted, use=chosen.use, rng=rng),
     }
     apart, name = _headline(tuned)
     first_half = routing_claim(routing.found).follows_topic
@@ -315,7 +316,7 @@ def _result(
         settings=settings,
         answers=(
             *_said_of_contrasts(routing.contrasts, shared, routing.record.top_k),
-            *_said_of_ranks(ranked),
+            *said_of_ranks(ranked),
             *(arm.sentence() for arm in judged),
             *(arm.sentence() for arm in tuned),
             *_said_of_place(model),
@@ -332,7 +333,7 @@ def _result(
             },
             "verdict": routing.found.to_dict(),
             "chosen": {name: [str(e) for e in found] for name, found in chosen.sets.items()},
-            "rank_of_truth": ranked,
+            "rank_of_truth": {name: one and one.to_dict() for name, one in ranked.items()},
             "shared_of_identical_tokens": None if shared is None else float(shared.mean()),
             "arms": {arm.name: arm.change.to_dict() for arm in tuned},
         },
@@ -409,15 +410,6 @@ def _said_of_place(model: MoEModel) -> list[str]:
         return []
     host = model.connection.server.host
     return [f"Nothing was trained: that needs the weights, which are on {host}."]
-
-
-def _said_of_ranks(ranked: dict[str, dict[str, Any] | None]) -> list[str]:
-    return [
-        f"The planted experts have the ranks {found['ranks']} by {name}; chance gives "
-        f"{found['chance_rank']:.1f} (p = {found['p_value']:.3g})."
-        for name, found in ranked.items()
-        if found is not None
-    ]
 
 
 STUDY = Study(

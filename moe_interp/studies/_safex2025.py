@@ -1,6 +1,7 @@
 """SAFEx (2025): experts that stay most used when prompts are drawn again, by group, and masked."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from moe_interp.metrics import RefusalRate
 from moe_interp.models import MoEModel
 from moe_interp.prompts import PromptSet
 from moe_interp.scores import (
+    MatchedRanks,
     Scores,
     StabilitySelection,
     select_experts,
@@ -28,6 +30,7 @@ from moe_interp.studies._causal import (
     planted_experts,
     rank_of_truth,
     refusal_of,
+    said_of_ranks,
     units_of,
 )
 from moe_interp.studies._result import StudyResult
@@ -125,10 +128,7 @@ def safex2025(
     metric = refusal_of(model, openers)
     arms = judge(model, second, changes, metric=metric, match=use, n_null=n_null, rng=rng)
     planted = planted_experts(model)
-    ranked = {
-        "probability": rank_of_truth(chosen.probability, planted),
-        "difference": rank_of_truth(_difference(chosen), planted),
-    }
+    ranked = _ranked(chosen, planted, use, rng)
     group = "harmless" if jailbreak is None else "jailbreak"
     return STUDY.result(
         model,
@@ -142,13 +142,13 @@ def safex2025(
             "n_null": n_null,
             "span": span,
         },
-        answers=(*_said(groups, group, ranked), *(arm.sentence() for arm in arms)),
+        answers=(*_said(groups, group), *said_of_ranks(ranked), *(arm.sentence() for arm in arms)),
         numbers={
             "detection_group": [str(expert) for expert in groups["stable_in_both"]],
             "control_group": [str(expert) for expert in groups["stable_in_harmful_only"]],
             "intersection": [str(expert) for expert in chosen.intersection],
             "masked_in_decoding": _masked_in_decoding(model, second, changes),
-            "rank_of_truth": ranked,
+            "rank_of_truth": {name: one and one.to_dict() for name, one in ranked.items()},
         },
         tables={"experts": _table(chosen, use, prompts)},
         arms=arms,
@@ -179,6 +179,21 @@ def _difference(chosen: StabilitySelection) -> Scores:
     )
 
 
+def _ranked(
+    chosen: StabilitySelection, planted: ExpertSet, use: Scores, rng: Generator
+) -> dict[str, MatchedRanks | None]:
+    """Where the planted experts stand in each group, and in the difference of the two."""
+    rankings = {
+        "probability": chosen.probability,
+        "probability_second_group": chosen.excluded,
+        "difference": _difference(chosen),
+    }
+    return {
+        name: rank_of_truth(replace(scores, name=name), planted, use=use, rng=rng)
+        for name, scores in rankings.items()
+    }
+
+
 def _masked_in_decoding(
     model: MoEModel, prompts: PromptSet, changes: dict[str, ExpertSet]
 ) -> dict[str, dict[str, Any]]:
@@ -205,21 +220,12 @@ def _table(chosen: StabilitySelection, use: Scores, prompts: PromptSet) -> pd.Da
     return table
 
 
-def _said(
-    groups: dict[str, ExpertSet], second: str, ranked: dict[str, dict[str, Any] | None]
-) -> list[str]:
-    said = [
+def _said(groups: dict[str, ExpertSet], second: str) -> list[str]:
+    return [
         f"Stable for harmful and {second} prompts: {groups['stable_in_both'] or 'none'}.",
         f"Stable for harmful and not for {second} prompts: "
         f"{groups['stable_in_harmful_only'] or 'none'}.",
     ]
-    for name, found in ranked.items():
-        if found is not None:
-            said.append(
-                f"The planted experts have the ranks {found['ranks']} by {name}; chance gives "
-                f"{found['chance_rank']:.1f} (p = {found['p_value']:.3g})."
-            )
-    return said
 
 
 STUDY = Study(

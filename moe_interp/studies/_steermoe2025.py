@@ -1,7 +1,6 @@
 """SteerMoE (2025): risk difference of paired prompts, and steering router logits by margins."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +22,7 @@ from moe_interp.studies._causal import (
     planted_experts,
     rank_of_truth,
     refusal_of,
+    said_of_ranks,
     smallest_p,
     unit_means,
     units_of,
@@ -129,8 +129,7 @@ def steermoe2025(
         rng=rng,
         raises=("activate_positive",),
     )
-    planted = planted_experts(model)
-    ranked = rank_of_truth(scores, planted)
+    ranked = rank_of_truth(scores, planted_experts(model), use=frequency, rng=rng)
     return STUDY.result(
         model,
         prompts,
@@ -143,16 +142,21 @@ def steermoe2025(
             "n_resamples": n_resamples,
             "n_null": n_null,
         },
-        answers=(*_said(scores, test, ranked), *(arm.sentence() for arm in arms), *_benign(arms)),
+        answers=(
+            *_said(scores, test),
+            *said_of_ranks({"risk_difference": ranked}),
+            *(arm.sentence() for arm in arms),
+            *_benign(arms),
+        ),
         numbers={
             "positive": [str(expert) for expert in positive[:n_deactivated]],
             "negative": [str(expert) for expert in negative[:n_activated]],
-            "rank_of_truth": ranked,
+            "rank_of_truth": ranked.to_dict() if ranked else None,
         },
         tables={"experts": _table(scores, low, high, test)},
         arms=arms,
         maps={"Risk difference: harmful less harmless": "risk_difference"},
-        truth=tuple(map(str, planted)),
+        truth=tuple(map(str, planted_experts(model))),
     )
 
 
@@ -243,21 +247,15 @@ def _table(
     return table
 
 
-def _said(scores: Scores, test: PairedTest, ranked: dict[str, Any] | None) -> list[str]:
+def _said(scores: Scores, test: PairedTest) -> list[str]:
     top = ", ".join(f"{expert} {value:+.3f}" for expert, value in scores.top(4))
     bottom = ", ".join(f"{expert} {-value:+.3f}" for expert, value in (-scores).top(4))
     differ = int((test.p_adjusted <= 0.05).sum())
-    said = [
+    return [
         f"Largest risk differences: {top}; smallest: {bottom}. {differ} experts differ at the "
         f"5 % level after correction ({test.n_pairs} exchange units, with which no p-value is "
         f"below {smallest_p(test):.2g})."
     ]
-    if ranked is not None:
-        said.append(
-            f"The planted experts have the ranks {ranked['ranks']}; chance gives "
-            f"{ranked['chance_rank']:.1f} (p = {ranked['p_value']:.3g})."
-        )
-    return said
 
 
 def _benign(arms: Sequence[Arm]) -> list[str]:

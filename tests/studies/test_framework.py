@@ -9,7 +9,7 @@ from moe_interp.errors import MoEInterpError, ResultExistsError
 from moe_interp.experts import ExpertSet
 from moe_interp.scores import Scores
 from moe_interp.studies import STUDIES, find_study, study_table
-from moe_interp.studies._causal import rank_of_truth, unit_means
+from moe_interp.studies._causal import rank_of_truth, said_of_ranks, unit_means
 
 NAME = "steermoe2025"
 
@@ -129,13 +129,13 @@ def test_the_same_seed_gives_the_same_numbers(study, organism, prompts):
     assert again.to_dict() == study(NAME, "topic").to_dict()
 
 
-def test_ranks_of_planted_experts_share_ties():
-    values = np.array([[3.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.0, 0.0]])
-    scores = Scores.of_array("score", "unit", values, layers=(2, 5))
-    found = rank_of_truth(scores, ExpertSet(["L2E0", "L5E0"]))
-    assert found["ranks"] == [1.0, 3.5]
-    assert found["chance_rank"] == 4.5
-    assert rank_of_truth(scores, ExpertSet()) is None
+def test_where_nothing_is_planted_no_rank_is_told():
+    rng = np.random.default_rng(0)
+    scores = Scores.of_array("score", "unit", rng.random((2, 4)), layers=(2, 5))
+    assert rank_of_truth(scores, ExpertSet(), use=scores, rng=rng) is None
+    assert said_of_ranks({"score": None}) == []
+    found = rank_of_truth(scores, ExpertSet(["L2E0"]), use=scores, rng=rng)
+    assert said_of_ranks({"score": found}) == [f"The planted experts: {found.summary()}"]
 
 
 def test_units_average_their_prompts(prompts):

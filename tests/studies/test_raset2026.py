@@ -83,7 +83,7 @@ def test_contrast_selects_the_planted_experts_of_harm(raset):
     found = raset("harm")
     planted = {"L2E14", "L2E15", "L3E14", "L3E15"}
     assert planted <= set(found.numbers["chosen"]["contrastive"])
-    assert found.numbers["rank_of_truth"]["contrastive"]["p_value"] < 0.001
+    assert found.numbers["rank_of_truth"]["contrastive"]["p_value"] < 0.02
     assert ends_refusal(found.arm("contrastive"))
 
 

@@ -15,8 +15,10 @@ def test_on_harm_both_rankings_put_the_planted_experts_first(study):
     found = study(NAME, "harm")
     for ranking in ("probability", "difference"):
         rank = found.numbers["rank_of_truth"][ranking]
-        assert rank["p_value"] < 0.001
+        assert rank["p_value"] < 0.02
         assert max(rank["ranks"]) < 8
+    without_harm = found.numbers["rank_of_truth"]["probability_second_group"]
+    assert without_harm["p_value"] > 0.5
     assert {"L2E14", "L2E15", "L3E14", "L3E15"} <= set(found.numbers["control_group"])
     assert ends_refusal(found.arm("stable_in_harmful_only"))
 
@@ -34,7 +36,11 @@ def test_on_topic_the_contrast_of_groups_does_no_better_than_chance(study):
 def test_on_topic_raw_frequency_meets_experts_that_all_prompts_use(study):
     """The prompt's last token always goes to them: they are often used, by either group."""
     found = study(NAME, "topic")
-    assert found.numbers["rank_of_truth"]["probability"]["p_value"] < 0.05
+    ranked = found.numbers["rank_of_truth"]
+    for group in ("probability", "probability_second_group"):
+        assert max(ranked[group]["ranks"]) <= 8
+        # What is early is early for its use: the most alike experts are nearly as early.
+        assert ranked[group]["p_value"] > 0.05
     planted = found.to_frame().query("layer == 3 and expert in (8, 9)")
     np.testing.assert_allclose(
         planted["frequency_harmful"], planted["frequency_harmless"], rtol=0.02
