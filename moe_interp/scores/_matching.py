@@ -182,12 +182,31 @@ def mean_use(experts: ExpertSet, match: Sequence[Scores]) -> Float[ndarray, " sc
     )
 
 
-def null_p_value(effect: float, null: Float[ndarray, " draw"], draws: Sequence[Draw]) -> float:
+def null_p_value(
+    effect: float,
+    null: Float[ndarray, " draw"],
+    draws: Sequence[Draw],
+    *,
+    use: Float[ndarray, " score"] | None = None,
+    null_use: Float[ndarray, "draw score"] | None = None,
+) -> float:
     """How often random counterparts reach an effect in either direction; never 0.
 
     Counted over draws and over different draws; the larger of the two is given, so that a set
-    that is drawn many times cannot make the null look richer than it is.
+    that is drawn many times cannot make the null look richer than it is. Given the use of all,
+    the same is counted with the effects that the counterparts would have if these grew in
+    proportion to use, and the largest is given: a match is never exact.
     """
+    found = [_share_reached(effect, null, draws)]
+    if use is not None and null_use is not None and np.isfinite(use).all():
+        for own, drawn in zip(use, null_use.T, strict=True):
+            # What is never used does nothing, however much it were used.
+            scale = np.divide(own, drawn, out=np.ones_like(drawn), where=drawn > 0)
+            found.append(_share_reached(effect, null * scale, draws))
+    return max(found)
+
+
+def _share_reached(effect: float, null: Float[ndarray, " draw"], draws: Sequence[Draw]) -> float:
     reaches = np.abs(null) >= abs(effect) - _TIE
     of_distinct = dict(zip((draw.key for draw in draws), reaches, strict=True))
     by_draw = (1 + reaches.sum()) / (1 + len(reaches))

@@ -82,7 +82,13 @@ def matched_null(
               \frac{1 + \#\{\text{distinct}\}}{1 + n_\text{distinct}}\right)
 
     counts the random sets that change the mean metric at least as much, in either direction.
-    What can be wrong is the match: see `MatchedNull.match`. An effect on harmful prompts may also
+    No match is exact: much-used experts have none that are used as much. So the same is counted
+    once more with each random set's change multiplied by how many times as much the experts in
+    question are used, for each measure of use, and the largest p is given. What stands out is
+    more than others both as it is and for its use. With random effects that grow with use, the
+    most used experts get 0.05 or less in 0 to 9 % of cases, and by the plain count in up to 39 %;
+    the worst case is eight experts of layers of 16, with 11 % (``benchmarks/RESULTS.md``). See
+    `MatchedNull.match` for how close the match is. An effect on harmful prompts may also
     be one on all prompts: with `benign` prompts, `MatchedNull.specificity` tests the difference
     of the two effects against that of the same random sets.
 
@@ -120,6 +126,8 @@ def matched_null(
     for one in recipe:
         one.check(model)
     draws = draw_counterparts(recipe, scores, n_draws, rng)
+    use = mean_use(named, scores)
+    null_use = np.array([mean_use(draw.experts, scores) for draw in draws])
     once = measure(
         model,
         prompts,
@@ -156,13 +164,17 @@ def matched_null(
         high=high,
         null=mean[2:],
         sets=tuple(draw.experts for draw in draws),
-        p_value=null_p_value(mean[1] - mean[0], mean[2:] - mean[0], draws),
+        p_value=null_p_value(
+            mean[1] - mean[0], mean[2:] - mean[0], draws, use=use, null_use=null_use
+        ),
         n_distinct=len({draw.key for draw in draws}),
         matched_on=tuple(score.name for score in scores),
-        use=mean_use(named, scores),
-        null_use=np.array([mean_use(draw.experts, scores) for draw in draws]),
+        use=use,
+        null_use=null_use,
         off_target=elsewhere,
-        specificity=None if benign is None else _specificity(measured, elsewhere, draws, metric),
+        specificity=None
+        if benign is None
+        else _specificity(measured, elsewhere, draws, metric, use, null_use),
     )
 
 
@@ -195,6 +207,8 @@ def _specificity(
     elsewhere: OffTarget,
     draws: Sequence[Draw],
     metric: Metric,
+    use: Float[ndarray, " score"],
+    null_use: Float[ndarray, "draw score"],
 ) -> SideEffect:
     """The effect less that on harmless prompts, for the change and for each counterpart."""
     benign = elsewhere[f"benign_{metric_name(metric)}"]
@@ -213,5 +227,5 @@ def _specificity(
         high=high,
         difference=difference,
         null=contrast[1:],
-        p_value=null_p_value(float(contrast[0]), contrast[1:], draws),
+        p_value=null_p_value(float(contrast[0]), contrast[1:], draws, use=use, null_use=null_use),
     )

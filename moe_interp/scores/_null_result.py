@@ -31,7 +31,8 @@ class MatchedNull(Shown):
         high: Upper end.
         null: Mean of the metric under each random counterpart.
         sets: The random experts, in the same order.
-        p_value: How often random counterparts change the metric at least as much, never 0.
+        p_value: How often random counterparts change the metric at least as much, as they are or
+            scaled to the use of the experts in question; never 0.
         n_distinct: Different counterparts among the random ones.
         matched_on: Names of the measures of use that experts are matched on.
         use: Mean use of the experts in question, by each measure.

@@ -6,6 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 import moe_interp as mi
 from moe_interp import Ban, ExpertSet, matched_null, measure_effect
@@ -60,6 +61,64 @@ def test_the_null_of_each_set_is_its_own_run(topic_model, halves, refusal, null)
     assert json.loads(json.dumps(null.to_dict()))["n_distinct"] == null.n_distinct
     assert len(null.to_frame()) == 100
     assert re.search(r"L3E8,L3E9.*100 random sets", null.summary(), re.DOTALL)
+
+
+def test_the_p_value_is_that_of_effects_as_they_are_or_scaled_to_the_use_whichever_is_larger():
+    """Four sets: one reaches as it is, two reach if they were used as much, one is never used."""
+    draws = [Draw((), ExpertSet([(0, i)]), i) for i in range(4)]
+    null, null_use = np.array([-2.0, 0.6, 0.4, 0.0]), np.array([[0.8], [0.2], [0.1], [0.0]])
+    use = np.array([0.4])
+
+    def p(effect, **given):
+        return null_p_value(effect, null, draws, **given)
+
+    assert p(1.0) == 2 / 5
+    assert p(-1.0, use=use, null_use=null_use) == 4 / 5
+    # Scaled they are 1.0, 1.2, 1.6 and 0: the count of those as they are is the larger one here.
+    assert p(1.7, use=use, null_use=null_use) == 2 / 5
+    two = {"use": np.array([0.4, 0.4]), "null_use": np.hstack([null_use, null_use + 1])}
+    assert p(-1.0, **two) == 4 / 5
+    # A vector has no use.
+    assert p(1.0, use=np.array([np.nan]), null_use=np.full((4, 1), np.nan)) == 2 / 5
+
+
+@pytest.mark.parametrize(("experts", "most"), [("L0E1,L0E2", 0.05), ("L0E1,L0E2,L1E3,L1E4", 0.1)])
+def test_most_used_experts_do_not_stand_out_where_effects_only_grow_with_use(experts, most):
+    """Calibration: of the most used experts of a layer there are none that are used as much.
+
+    Of several in two layers of 16 few others are like any; there 0.05 comes up in a tenth of cases.
+    """
+    n = 250
+    rng, chosen = np.random.default_rng(11), ExpertSet.parse(experts)
+    plain, given = [], []
+    for _ in range(n):
+        use = rng.gamma(1.0, 0.12, size=(2, 16)) + 0.002
+        for layer, ids in chosen.by_layer().items():
+            order = [*ids, *(one for one in range(16) if one not in ids)]
+            use[layer, order] = -np.sort(-use[layer])
+        effects = rng.normal(size=use.shape) * use
+        match = [Scores.of_array("use", "fraction", use, layers=(0, 1))]
+        draws = draw_counterparts([Ban(chosen)], match, 60, rng)
+
+        def of(some, values):
+            return sum(values[one.layer, one.expert] for one in some) / len(some)
+
+        null = np.array([of(draw.experts, effects) for draw in draws])
+        null_use = np.array([[of(draw.experts, use)] for draw in draws])
+        own = np.array([of(chosen, use)])
+        plain.append(null_p_value(of(chosen, effects), null, draws))
+        given.append(null_p_value(of(chosen, effects), null, draws, use=own, null_use=null_use))
+    assert np.mean(np.array(plain) <= 0.05) > 0.2
+    hits = int((np.array(given) <= 0.05).sum())
+    assert binomtest(hits, n, most, alternative="greater").pvalue > 0.01
+
+
+def test_the_p_values_of_a_null_count_both_ways(null):
+    assert null.use[0] > null.null_use.mean()
+    effects = null.null - null.baseline
+    scaled = effects * null.use[0] / null.null_use[:, 0]
+    distinct = {s: max(abs(a), abs(b)) for s, a, b in zip(null.sets, effects, scaled, strict=True)}
+    assert max(distinct.values()) < abs(null.effect)
 
 
 def test_experts_used_alike_are_drawn_most(topic_model, halves, refusal):
