@@ -113,12 +113,34 @@ def test_most_used_experts_do_not_stand_out_where_effects_only_grow_with_use(exp
     assert binomtest(hits, n, most, alternative="greater").pvalue > 0.01
 
 
-def test_the_p_values_of_a_null_count_both_ways(null):
-    assert null.use[0] > null.null_use.mean()
-    effects = null.null - null.baseline
-    scaled = effects * null.use[0] / null.null_use[:, 0]
-    distinct = {s: max(abs(a), abs(b)) for s, a, b in zip(null.sets, effects, scaled, strict=True)}
-    assert max(distinct.values()) < abs(null.effect)
+def test_experts_that_are_used_more_than_any_other_need_more_of_an_effect(
+    topic_model, organism_prompts, halves, refusal
+):
+    """The p-values count the effects of the same sets, scaled to the use that was told."""
+    frequency = np.full((4, 16), 0.1)
+    frequency[1, [6, 14]] = 0.8
+    found = matched_null(
+        topic_model,
+        halves[1],
+        "L1E6,L1E14",
+        metric=refusal,
+        match=Scores.of_array("use", "fraction", frequency, layers=(0, 1, 2, 3)),
+        benign=organism_prompts.select(~organism_prompts.harm).select(range(8)),
+        rng=np.random.default_rng(0),
+    )
+
+    def expected(effect, null, scale):
+        reaches = scale * np.abs(null) >= abs(effect)
+        distinct = dict(zip(found.sets, reaches, strict=True))
+        by_distinct = (1 + sum(distinct.values())) / (1 + len(distinct))
+        return max((1 + reaches.sum()) / 101, by_distinct)
+
+    for p, effect, null in [
+        (found.p_value, found.effect, found.null - found.baseline),
+        (found.specificity.p_value, found.specificity.observed, found.specificity.null),
+    ]:
+        assert expected(effect, null, 1) < expected(effect, null, 8)
+        assert p == pytest.approx(expected(effect, null, 8))
 
 
 def test_experts_used_alike_are_drawn_most(topic_model, halves, refusal):
