@@ -198,7 +198,7 @@ def null_p_value(
     proportion to use, and the largest is given: a match is never exact.
     """
     found = [_share_reached(effect, null, draws)]
-    if use is not None and null_use is not None and np.isfinite(use).all():
+    if use is not None and null_use is not None:
         for own, drawn in zip(use, null_use.T, strict=True):
             # What is never used does nothing, however much it were used.
             scale = np.divide(own, drawn, out=np.ones_like(drawn), where=drawn > 0)
