@@ -173,6 +173,21 @@ def for_each_draw(
     return measured[[0, 1, *(place[draw.key] for draw in draws)]]
 
 
+def as_scores(match: Scores | Sequence[Scores]) -> tuple[Scores, ...]:
+    """One measure of use, or several.
+
+    Raises:
+        TypeError: If there is none, or it is no score.
+    """
+    scores = (match,) if isinstance(match, Scores) else tuple(match)
+    if not scores or not all(isinstance(score, Scores) for score in scores):
+        raise TypeError(
+            "`match` must be Scores of use, or several, such as selection_frequency(record), got "
+            f"{match!r}."
+        )
+    return scores
+
+
 def mean_use(experts: ExpertSet, match: Sequence[Scores]) -> Float[ndarray, " score"]:
     """Mean of each measure of use over a set of experts; NaN for an empty set."""
     if not len(experts):

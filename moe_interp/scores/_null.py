@@ -26,6 +26,7 @@ from moe_interp.models import MoEModel
 from moe_interp.prompts import PromptSet
 from moe_interp.scores._matching import (
     Draw,
+    as_scores,
     draw_counterparts,
     for_each_draw,
     mean_use,
@@ -120,7 +121,7 @@ def matched_null(
             counterpart, or harmless prompts are labelled harmful.
     """
     recipe, named, done = _as_change(experts, mode)
-    prompts, scores = as_prompt_set(prompts), _as_scores(match)
+    prompts, scores = as_prompt_set(prompts), as_scores(match)
     if n_draws < 19:
         raise ValueError(f"`n_draws` must be at least 19, got {n_draws}: fewer cannot give 0.05.")
     for one in recipe:
@@ -190,16 +191,6 @@ def _as_change(experts: Change, mode: Mode) -> tuple[tuple[Intervention, ...], E
     if not len(chosen):
         raise ValueError("`experts` is empty. Give at least one expert to compare.")
     return (intervention_maker(mode)(chosen),), chosen, mode_name(mode)
-
-
-def _as_scores(match: Scores | Sequence[Scores]) -> tuple[Scores, ...]:
-    scores = (match,) if isinstance(match, Scores) else tuple(match)
-    if not scores or not all(isinstance(score, Scores) for score in scores):
-        raise TypeError(
-            "`match` must be Scores of use, or several, such as selection_frequency(record), got "
-            f"{match!r}."
-        )
-    return scores
 
 
 def _specificity(

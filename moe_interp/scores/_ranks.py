@@ -13,7 +13,7 @@ from scipy.stats import rankdata
 from moe_interp.experts import Expert, ExpertSet
 from moe_interp.interventions import as_expert_set
 from moe_interp.notebook import Shown
-from moe_interp.scores._matching import log_likeness, mean_use
+from moe_interp.scores._matching import as_scores, log_likeness, mean_use
 from moe_interp.scores._scores import Scores
 
 # Scores that differ by less than this part of the largest differ in their rounding only.
@@ -120,6 +120,7 @@ def matched_ranks(
     Raises:
         ValueError: If there are no experts, one was not measured or does not exist, `match`
             belongs to other experts or does not measure use, or `n_draws` is too small.
+        TypeError: If `match` holds no scores.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -130,7 +131,7 @@ def matched_ranks(
         1.5
     """
     chosen = as_expert_set(experts)
-    by = (match,) if isinstance(match, Scores) else tuple(match)
+    by = as_scores(match)
     if not len(chosen):
         raise ValueError("`experts` is empty. Give at least one expert to rank.")
     if n_draws < 19:
@@ -155,8 +156,6 @@ def matched_ranks(
 
 
 def _check(scores: Scores, match: Sequence[Scores], experts: ExpertSet) -> None:
-    if not match:
-        raise ValueError("`match` is empty. Give a measure of use, or several.")
     for one in match:
         if one.layers != scores.layers or one.n_experts != scores.n_experts:
             raise ValueError(

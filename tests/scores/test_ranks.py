@@ -165,7 +165,7 @@ def test_the_result_says_itself_in_words_and_in_json():
     ("changed", "message"),
     [
         ({"experts": ()}, r"`experts` is empty"),
-        ({"match": ()}, r"`match` is empty"),
+        ({"match": ()}, r"`match` must be Scores of use, or several"),
         ({"n_draws": 18}, r"`n_draws` must be at least 19, got 18"),
         ({"match": flat(5)}, r"'use' has layers \(2, 5\) of 5 experts, 'effect' has .* of 4"),
         ({"experts": "L2E4"}, r"'effect' does not say anything of L2E4: it was not measured"),
@@ -177,5 +177,5 @@ def test_the_result_says_itself_in_words_and_in_json():
 def test_what_cannot_be_ranked_is_refused(changed, message):
     ranking = scores([[3, 2, 1, 0], [0, 0, 0, np.nan]])
     given = {"experts": "L2E0", "match": flat(4), "rng": np.random.default_rng(0)} | changed
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         matched_ranks(ranking, **given)
