@@ -75,9 +75,9 @@ class MatchedRanks(Shown):
         low, high = np.quantile(self.null, [0.025, 0.975])
         ranks = ", ".join(f"{rank:g}" for rank in self.ranks)
         return (
-            f"{self.score} ranks {self.experts} {ranks} of {self.n_ranked}, on average "
-            f"{self.mean_rank:.1f}; random experts of like layers and use {self.null.mean():.1f} "
-            f"(95 % {low:.1f} to {high:.1f}), p = {self.p_value:.3g}."
+            f"By {self.score}, {self.experts} have the ranks {ranks} of {self.n_ranked}, "
+            f"{self.mean_rank:.1f} on average; random experts of like layers and use have "
+            f"{self.null.mean():.1f} (95 % {low:.1f} to {high:.1f}), p = {self.p_value:.3g}."
         )
 
 

@@ -233,7 +233,7 @@ def rank_of_truth(
 
 def said_of_ranks(ranked: Mapping[str, MatchedRanks | None]) -> list[str]:
     """One sentence for each ranking of planted experts."""
-    return [f"The planted experts: {found.summary()}" for found in ranked.values() if found]
+    return [f"Planted experts: {found.summary()}" for found in ranked.values() if found]
 
 
 def planted_experts(model: MoEModel) -> ExpertSet:

@@ -152,8 +152,9 @@ def test_the_result_says_itself_in_words_and_in_json():
     found = matched_ranks(ranking, "L2E0,L2E2", match=flat(4), rng=rng, n_draws=199)
     low, high = np.quantile(found.null, [0.025, 0.975])
     assert found.summary() == (
-        f"effect ranks L2E0,L2E2 1, 3 of 8, on average 2.0; random experts of like layers and use "
-        f"{found.null.mean():.1f} (95 % {low:.1f} to {high:.1f}), p = {found.p_value:.3g}."
+        "By effect, L2E0,L2E2 have the ranks 1, 3 of 8, 2.0 on average; random experts of like "
+        f"layers and use have {found.null.mean():.1f} (95 % {low:.1f} to {high:.1f}), "
+        f"p = {found.p_value:.3g}."
     )
     told = json.loads(json.dumps(found.to_dict()))
     assert told["ranks"] == [1.0, 3.0]

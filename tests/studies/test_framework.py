@@ -135,7 +135,7 @@ def test_where_nothing_is_planted_no_rank_is_told():
     assert rank_of_truth(scores, ExpertSet(), use=scores, rng=rng) is None
     assert said_of_ranks({"score": None}) == []
     found = rank_of_truth(scores, ExpertSet(["L2E0"]), use=scores, rng=rng)
-    assert said_of_ranks({"score": found}) == [f"The planted experts: {found.summary()}"]
+    assert said_of_ranks({"score": found}) == [f"Planted experts: {found.summary()}"]
 
 
 def test_units_average_their_prompts(prompts):
